@@ -1,0 +1,83 @@
+"""What a data set is: its splits as tensors on the device, cut into batches there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mini-batch.
+
+    x: images [N, C, H, W], normalised, or word ids [N, T].
+    y: hard labels [N] or [N, T]; metrics and class-wise matching read these.
+    target: what the loss reads: `y`, until a stage of a method turns it into class probabilities [N, K].
+    per_class: no class has more samples than this in the batch, if the sampler knows (a class-balanced one does).
+    """
+
+    x: Tensor
+    y: Tensor
+    target: Tensor
+    per_class: int | None = None
+
+
+def identity(x: Tensor, rng: Generator) -> Tensor:
+    """No augmentation."""
+    return x
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A data set, ready to train on.
+
+    splits: "train", "test", and "valid" where the paper has one: (uint8 images [N, C, H, W], labels [N]), on the device.
+    prepare: uint8 images -> normalised float images, a batch at a time.
+    augment: what happens to the raw images of a training batch, with random numbers from the given generator.
+    variant: what the data really is ("official archive", "JPEG-recompressed parquet", ...); printed beside every number made with it.
+    """
+
+    splits: dict[str, tuple[Tensor, Tensor]]
+    num_classes: int
+    prepare: Callable[[Tensor], Tensor]
+    variant: str
+    augment: Callable[[Tensor, Generator], Tensor] = identity
+
+    def order(self, rng: Generator, balanced: bool) -> Tensor:
+        """The training samples of one epoch, as indices in the order in which they are seen.
+
+        Balanced: classes in turn, so that position p holds class p mod K and every batch of K*n samples has n of each;
+        the samples of a class are reshuffled every epoch, and smaller classes are seen again until they match the largest
+        (ITDM's sampler; `itdm-unitization` protocol, A.1.6).
+        """
+        y = self.splits["train"][1]
+        if not balanced:
+            return torch.randperm(len(y), generator=rng, device=y.device)
+        shuffled = torch.randperm(len(y), generator=rng, device=y.device)
+        by_class = shuffled[torch.argsort(y[shuffled], stable=True)]
+        counts = torch.bincount(y, minlength=self.num_classes)
+        turn = torch.arange(int(counts.max()), device=y.device)  # a host read, once per epoch
+        position = (counts.cumsum(0) - counts)[:, None] + turn % counts[:, None]  # [K, turns]
+        return by_class[position].T.reshape(-1)
+
+    def epoch_size(self, balanced: bool) -> int:
+        """Samples that one epoch shows."""
+        y = self.splits["train"][1]
+        return int(torch.bincount(y, minlength=self.num_classes).max()) * self.num_classes if balanced else len(y)
+
+    def epoch(self, batch_size: int, rng: Generator, balanced: bool = False) -> Iterator[Batch]:
+        """One pass over the training split: shuffled or class-balanced, augmented; the last batch may be smaller."""
+        x, y = self.splits["train"]
+        for chosen in self.order(rng, balanced).split(batch_size):
+            label = y[chosen]
+            per_class = -(-len(chosen) // self.num_classes) if balanced else None
+            yield Batch(self.prepare(self.augment(x[chosen], rng)), label, label, per_class)
+
+    def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """One pass over a split in its own order, without augmentation, for evaluation."""
+        x, y = self.splits[split]
+        for image, label in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            yield Batch(self.prepare(image), label, label)

@@ -1,0 +1,1 @@
+"""Training runs, tables and figures."""

@@ -1,0 +1,191 @@
+"""The root schema of a run: every key, its type, its default; what values are allowed; how config nodes become objects."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+ALLOWED_TARGETS = ("data.", "models.", "regularizers.", "experiments.", "torch.nn.", "torch.optim.")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message is one line: the key, what was given, what is allowed."""
+
+
+@dataclass
+class Optim:
+    lr: float = 0.05
+    momentum: float = 0.5
+    weight_decay: float = 0.0
+
+
+@dataclass
+class Evaluate:
+    every: int | None = None  # steps between evaluations; null: at the end of each epoch only
+    dense: int = 10  # so many of those at the end of training are kept: a table averages the last ten
+    batch_size: int = 1000
+
+
+@dataclass
+class Profile:
+    """How much of the printed protocol is run; one file each in conf/profile."""
+
+    name: str = "paper"
+    epochs: float = 1.0  # factor on the epochs; milestones move along
+    train: int | None = None  # so many class-balanced training images; null: all
+    test: int | None = None
+    steps: int | None = None  # at most so many steps per epoch
+    embedded: bool = False  # embedded digits stand in for the data set: a check of the code path, not of numbers
+    seeds: int | None = None  # a table's first so many seeds; not part of a run's identity
+
+
+@dataclass
+class Runtime:
+    """What must not change a number; not part of a run's identity."""
+
+    device: str = "auto"  # auto | cpu | cuda | cuda:0 ...
+    threads: int | None = None  # CPU threads of a run; null: all cores, shared by the runs that a launcher starts side by side
+    data_dir: str = "${oc.env:DATA_DIR,data/raw}"
+    download: bool = False  # fetch a missing data set from its official source
+    runs: str = "runs"
+    checkpoint_every: int = 1  # epochs
+    dry_run: bool = False  # train nothing, print what the run is
+
+
+@dataclass
+class Config:
+    dataset: Any = None
+    model: Any = None
+    norm: Any = None
+    schedule: Any = None
+    method: dict[str, Any] = field(default_factory=dict)
+    experiment: Any = None
+    profile: Profile = field(default_factory=Profile)
+    seed: int = 1
+    epochs: int = 20
+    batch_size: int = 50
+    balanced: bool = True  # class-balanced batches, as ITDM's sampler; false: plain shuffling
+    precision: str = "fp32"  # fp32 | tf32 | bf16
+    deterministic: bool = False  # deterministic kernels, where torch has them
+    cudnn_benchmark: bool = True
+    optim: Optim = field(default_factory=Optim)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    runtime: Runtime = field(default_factory=Runtime)
+
+
+ConfigStore.instance().store("schema", Config)
+
+
+def _number(low: float, high: float = math.inf, open_low: bool = False, open_high: bool = False) -> Callable[[Any], bool]:
+    def inside(value: float) -> bool:
+        return math.isfinite(value) and (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+
+    return inside
+
+
+_POSITIVE = (_number(0, open_low=True), "a number above 0")
+_COUNT = (_number(1), "a whole number of at least 1")
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (_number(0, 2**31), "a whole number from 0 to 2147483648"),
+    "epochs": _COUNT,
+    "batch_size": _COUNT,
+    "precision": (lambda value: value in ("fp32", "tf32", "bf16"), "fp32, tf32, bf16"),
+    "optim.lr": _POSITIVE,
+    "optim.momentum": (_number(0, 1, open_high=True), "a number from 0 to below 1"),
+    "optim.weight_decay": (_number(0), "a number of at least 0"),
+    "evaluate.every": _COUNT,
+    "evaluate.dense": (_number(0), "a whole number of at least 0"),
+    "evaluate.batch_size": _COUNT,
+    "profile.epochs": (_number(0), "a number of at least 0"),
+    "profile.train": _COUNT,
+    "profile.test": _COUNT,
+    "profile.steps": _COUNT,
+    "profile.seeds": _COUNT,
+    "runtime.threads": _COUNT,
+    "runtime.checkpoint_every": _COUNT,
+    "runtime.device": (lambda value: value in ("auto", "cpu") or value.split(":")[0] == "cuda", "auto, cpu, cuda, cuda:N"),
+}
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises ConfigError on the first value that cannot be run."""
+    for key, (allowed, text) in _RULES.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not allowed(value):
+            raise ConfigError(f"{key}: {value} is not allowed; it must be {text}")
+    for group in ("dataset", "model", "norm", "schedule"):
+        if not (isinstance(cfg[group], DictConfig) and "_target_" in cfg[group]):
+            raise ConfigError(f"{group}: nothing is chosen; name a file of conf/{group}")
+    for name, node in cfg.method.items():
+        if not (isinstance(node, DictConfig) and "_target_" in node):
+            raise ConfigError(f"method.{name}: it has options but is not chosen; add method={name}")
+    for path, node in nodes(cfg):
+        resolve(node, path)
+        for key, value in node.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{path}.{key}: {value} is not allowed; it must be a finite number")
+        if isinstance(weight := node.get("weight"), int | float) and weight < 0:
+            raise ConfigError(f"{path}.weight: {weight} is not allowed; it must be a number of at least 0")
+
+
+def nodes(cfg: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Every mapping below `cfg` that has a `_target_`, with its dotted path."""
+    if "_target_" in cfg:
+        yield path, cfg
+    for key, value in cfg.items():
+        if isinstance(value, DictConfig):
+            yield from nodes(value, f"{path}.{key}" if path else str(key))
+
+
+def resolve(node: DictConfig, path: str) -> Callable[..., Any]:
+    """What a node's `_target_` names. Raises ConfigError when it lies outside the suite and torch, or does not take the node's keys."""
+    from hydra.utils import get_object
+
+    target = node._target_
+    if not str(target).startswith(ALLOWED_TARGETS):
+        raise ConfigError(f"{path}._target_: {target} is not allowed; it must start with {', '.join(ALLOWED_TARGETS)}")
+    try:
+        found = get_object(target)
+    except Exception as error:
+        raise ConfigError(f"{path}._target_: {target} cannot be imported ({first_line(error)})") from error
+    known = inspect.signature(found).parameters
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        for key in node:
+            if not str(key).startswith("_") and key not in known:
+                raise ConfigError(f"{path}.{key}: {target} has no such option; allowed: {', '.join(known)}")
+    return found
+
+
+def build(node: DictConfig, path: str, **kwargs: Any) -> Any:
+    """The object that a config node describes. The one place that instantiates: only the suite's and torch's own targets.
+
+    Raises ConfigError, with the node's path, when the target refuses its options.
+    """
+    from hydra.utils import instantiate
+
+    for inner, child in nodes(node, path):
+        resolve(child, inner)
+    try:
+        return instantiate(node, **kwargs, _convert_="all")
+    except Exception as error:
+        cause = error.__cause__ if error.__cause__ is not None else error
+        if isinstance(cause, ValueError | TypeError):
+            raise ConfigError(f"{path}: {first_line(cause)}") from error
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def options(group: str) -> list[str]:
+    """The names that a group of conf/ offers."""
+    from experiments.cli import CONF
+
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))

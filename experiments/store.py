@@ -1,0 +1,167 @@
+"""Runs on disk: a run's identity, its folder, its files, and all runs as one table. No torch here: showing numbers is quick."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+NOT_IDENTITY = ("hydra", "experiment", "runtime")  # everything else is: a changed default is another run
+State = Literal["missing", "running", "resumable", "failed", "diverged", "done"]
+
+
+def run_id(cfg: DictConfig) -> str:
+    """Ten hex digits of the resolved config. Two spellings of one run meet; its device, data folder and profile's seed count are left out."""
+    content = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(content, dict)
+    content = {key: value for key, value in content.items() if key not in NOT_IDENTITY}
+    content["method"] = [[name, _canonical(node)] for name, node in content["method"].items()]  # the order of methods counts
+    content["profile"] = {key: value for key, value in content["profile"].items() if key != "seeds"}
+    return hashlib.sha256(json.dumps(_canonical(content), sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _canonical(value: Any) -> Any:
+    """Numbers as floats, so that 1 and 1.0 are one run."""
+    if isinstance(value, dict):
+        return {str(key): _canonical(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_canonical(inner) for inner in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def run_dir(cfg: DictConfig) -> str:
+    """`<dataset>-<model>-<methods>/<what varies>-<id>`: named for people; only the id at its end decides."""
+    parts = [_tail(cfg.dataset), _tail(cfg.model), "+".join(cfg.method) or "vanilla"]
+    varies = [f"{key}={node[key]:g}" for node in cfg.method.values() for key in ("weight", "smoothing") if key in node]
+    varies += [_tail(cfg.norm), f"seed={cfg.seed}"] + ([] if cfg.profile.name == "paper" else [cfg.profile.name])
+    clean = [re.sub(r"[^\w=.,+-]", "_", text)[:80] for text in ("-".join(parts), ",".join(varies))]
+    return f"{clean[0]}/{clean[1]}-{run_id(cfg)}"
+
+
+def _tail(node: DictConfig) -> str:
+    return str(node._target_).rsplit(".", 1)[-1].lower()
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears whole or not at all."""
+    handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+    try:
+        with handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(handle.name, path)
+    except BaseException:
+        Path(handle.name).unlink(missing_ok=True)
+        raise
+
+
+class Run:
+    """One run's folder: config.yaml, metrics.csv, events for TensorBoard, checkpoint.pt, result.json or error.txt, lock, train.log."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[bytes] | None = None
+
+    @property
+    def state(self) -> State:
+        result = self.result()
+        if result is not None:
+            return "diverged" if "diverged" in result else "done"
+        if not self.path.is_dir():
+            return "missing"
+        if self._lock is None and self._held():
+            return "running"
+        if (self.path / "error.txt").exists():
+            return "failed"
+        return "resumable" if (self.path / "checkpoint.pt").exists() else "missing"
+
+    def acquire(self, wait: bool = False) -> bool:
+        """Become the one process that trains this run. The kernel frees the lock whatever ends the process."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = open(self.path / "lock", "ab")  # noqa: SIM115
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            handle.close()
+            return False
+        self._lock = handle
+        for left in self.path.glob(".*.*"):  # temporary files of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        return True
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _held(self) -> bool:
+        try:
+            with open(self.path / "lock", "rb") as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def write(self, name: str, text: str) -> None:
+        with written(self.path / name) as file:
+            file.write(text.encode())
+
+    def log(self, rows: list[dict[str, float]]) -> None:
+        """metrics.csv, whole: one row per evaluation."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines = [",".join(columns)] + [",".join("" if row.get(key) is None else repr(row[key]) for key in columns) for row in rows]
+        self.write("metrics.csv", "\n".join(lines) + "\n")
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The evaluations so far: what `log` wrote."""
+        try:
+            with open(self.path / "metrics.csv", newline="") as file:
+                return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        except FileNotFoundError:
+            return []
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """result.json: from here on the run is done and is never trained again."""
+        (self.path / "error.txt").unlink(missing_ok=True)
+        self.write("result.json", json.dumps(summary, indent=1) + "\n")
+
+    def fail(self, text: str) -> None:
+        self.write("error.txt", text)
+
+    def result(self) -> dict[str, Any] | None:
+        try:
+            return json.loads((self.path / "result.json").read_text())
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError:  # not written by us: the run is asked for again
+            return None
+
+    def error(self) -> str:
+        """The last line of a failed run's traceback, or why it diverged."""
+        result = self.result() or {}
+        if "diverged" in result:
+            return str(result["diverged"])
+        try:
+            return (self.path / "error.txt").read_text().strip().splitlines()[-1]
+        except (FileNotFoundError, IndexError):
+            return ""
+
+
+def find(root: Path, ids: Iterable[str]) -> dict[str, Run]:
+    """The runs of these ids that have a folder, wherever it is named."""
+    wanted = set(ids)
+    return {path.name[-10:]: Run(path) for path in root.glob("*/*-??????????") if path.name[-10:] in wanted}

@@ -1,0 +1,246 @@
+"""One run: config -> bundle, net, methods -> trainer -> result.json.   python -m experiments.train --help
+
+torch is imported inside the functions: `--help`, tables and a run that is done already do without it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+import zipfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import store
+from experiments.cli import RunFailed, main
+from experiments.config import ConfigError, build, check, first_line
+
+if TYPE_CHECKING:
+    from data.bundle import Bundle
+    from experiments.trainer import Trainer
+
+QUIET_SECONDS = 10  # an epoch's line goes to the run's log always, to the console at most this often
+
+
+def train(cfg: DictConfig) -> None:
+    """The task that Hydra runs. A run that is done is only reported; one that another process trains is left to it.
+
+    Raises ConfigError for bad input, RunFailed when the run raised (its folder has the traceback) or diverged.
+    """
+    OmegaConf.resolve(cfg)
+    check(cfg)
+    if cfg.runtime.dry_run:
+        from experiments.dry_run import describe
+
+        print(describe(cfg))
+        return
+    run = folder(cfg)
+    if run.state == "running":
+        print(f"{run.path}: another process is training it")
+    elif run.state == "done":
+        print(f"{run.path}: done before, {_headline(run.metrics())}")
+    elif run.state == "diverged":
+        raise RunFailed(f"{run.path}: diverged before, {run.error()}")
+    else:
+        trainer = make_trainer(cfg)  # bad input shows here, before anything is written
+        if run.acquire():
+            try:
+                if run.state not in ("done", "diverged"):  # another process may have finished it in the meantime
+                    _train(cfg, run, trainer if _restore(run, trainer) else make_trainer(cfg))
+            finally:
+                run.release()
+
+
+def folder(cfg: DictConfig) -> store.Run:
+    """The run's folder: any below `runtime.runs` that ends in its id, else the one its config names."""
+    root, identity = Path(cfg.runtime.runs), store.run_id(cfg)
+    return store.find(root, [identity]).get(identity, store.Run(root / store.run_dir(cfg)))
+
+
+def make_trainer(cfg: DictConfig) -> Trainer:
+    """Everything a config describes, built and seeded, on its device. Raises ConfigError when something cannot be built."""
+    import torch
+
+    from experiments.trainer import Trainer, generator
+
+    device = _device(cfg.runtime.device)
+    torch.set_num_threads(cfg.runtime.threads or _threads())
+    torch.backends.cudnn.benchmark = cfg.cudnn_benchmark and not cfg.deterministic
+    torch.use_deterministic_algorithms(cfg.deterministic)
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # TF32 for convolutions and recurrent layers; matrix products stay in float32, so that the methods' maths does
+    torch.backends.cudnn.allow_tf32 = cfg.precision == "tf32"
+
+    bundle = make_bundle(cfg, device)
+    torch.manual_seed(generator(cfg.seed, "init", "cpu").initial_seed())
+    net = build(cfg.model, "model")(num_classes=bundle.num_classes).to(device)
+    regularizers = {name: build(node, f"method.{name}") for name, node in cfg.method.items()}
+    return Trainer(cfg, bundle, net, regularizers, build(cfg.schedule, "schedule"))
+
+
+def make_bundle(cfg: DictConfig, device: str) -> Bundle:
+    """The config's data set, on the device."""
+    runtime, profile = cfg.runtime, cfg.profile
+    extra: dict[str, Any] = {"data_dir": runtime.data_dir, "download": runtime.download, "device": device}
+    extra |= {split: count for split in ("train", "test") if (count := profile[split]) is not None}
+    if profile.embedded:
+        extra["source"] = "embedded"
+    return build(cfg.dataset, "dataset", **extra)
+
+
+def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
+
+    run.write("config.yaml", OmegaConf.to_yaml(cfg))
+    if trainer.step == 0:
+        for old in run.path.glob("events.*"):
+            old.unlink()
+    board = SummaryWriter(str(run.path), purge_step=trainer.step + 1 if trainer.step else None)
+    bar = tqdm(total=trainer.epochs * trainer.steps_per_epoch, initial=trainer.step, desc=run.path.name, disable=None, leave=False)
+    summary: dict[str, Any] = {}
+    shown = time.monotonic()
+    try:
+        _hparams(board, cfg)
+        while trainer.epoch < trainer.epochs:
+            known = len(trainer.rows)
+            trainer.train_epoch(bar.update)
+            for row in trainer.rows[known:]:
+                for name, value in row.items():
+                    board.add_scalar(name, value, int(row["step"]))
+            run.log(trainer.rows)
+            if trainer.epoch % cfg.runtime.checkpoint_every == 0 or trainer.epoch == trainer.epochs:
+                _save(run, trainer)
+            line = f"epoch {trainer.epoch}/{trainer.epochs}: {_headline(trainer.rows)}, {trainer.seconds:.1f} s"
+            with open(run.path / "train.log", "a") as log:
+                log.write(line + "\n")
+            if bar.disable and time.monotonic() - shown > QUIET_SECONDS:
+                print(f"{run.path.name} {line}", flush=True)
+                shown = time.monotonic()
+    except Exception as error:
+        from experiments.trainer import Diverged
+
+        if not isinstance(error, Diverged):
+            run.fail(traceback.format_exc())
+            raise RunFailed(f"{run.path}: failed, {type(error).__name__}: {error} (the traceback is in error.txt there)") from error
+        summary["diverged"] = str(error)
+        run.log(trainer.rows)
+    finally:
+        bar.close()
+        board.close()
+    run.finish(summary | _provenance(cfg, trainer))
+    if summary:
+        raise RunFailed(f"{run.path}: diverged, {summary['diverged']}")
+    print(f"{run.path}: {_headline(trainer.rows)}, {trainer.seconds:.1f} s", flush=True)
+
+
+def _headline(rows: list[dict[str, float]]) -> str:
+    shown = {"train/ce": "train ce {:.4f}", "test/ce": "test ce {:.4f}", "test/accuracy": "accuracy {:.2f} %"}
+    return ", ".join(text.format(rows[-1][name]) for name, text in shown.items() if rows and name in rows[-1])
+
+
+def _save(run: store.Run, trainer: Trainer) -> None:
+    import torch
+
+    with store.written(run.path / "checkpoint.pt") as file:
+        torch.save(trainer.state(), file)
+
+
+def _restore(run: store.Run, trainer: Trainer) -> bool:
+    """Go on from the checkpoint, if there is one. False when it cannot be read: it is removed, and the trainer may be half loaded."""
+    import torch
+
+    path = run.path / "checkpoint.pt"
+    if not path.exists():
+        return True
+    try:
+        if (broken := zipfile.ZipFile(path).testzip()) is not None:  # torch itself does not compare checksums
+            raise ValueError(f"{broken} is damaged")
+        trainer.load(torch.load(path, map_location=trainer.device, weights_only=True))
+    except Exception as error:
+        print(f"retable: {path} cannot be read ({first_line(error)}); the run starts again", file=sys.stderr)
+        path.unlink()
+        return False
+    return True
+
+
+def _provenance(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
+    """What a number needs to be believed: data, code, machine, time."""
+    import torch
+
+    cuda = trainer.device.type == "cuda"
+    return {
+        "id": store.run_id(cfg),
+        "profile": cfg.profile.name,
+        "data": trainer.bundle.variant,
+        "samples": {split: len(values[1]) for split, values in trainer.bundle.splits.items()},
+        "parameters": sum(p.numel() for p in trainer.net.parameters()),
+        "epochs": trainer.epoch,
+        "steps": trainer.step,
+        "seconds": round(trainer.seconds, 3),
+        "device": torch.cuda.get_device_name(trainer.device) if cuda else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **commit(),
+    }
+
+
+@cache
+def commit() -> dict[str, Any]:
+    """The code's commit and whether tracked files differ from it; unknown outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(("git", *arguments), cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "--short=10", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": "unknown", "dirty": None}
+
+
+def _hparams(board: Any, cfg: DictConfig) -> None:
+    """TensorBoard's HParams tab: session info only. The schema that add_hparams writes too hides other runs' columns there."""
+    from torch.utils.tensorboard.summary import hparams
+
+    flat = {"dataset": cfg.dataset._target_, "model": cfg.model._target_, "norm": cfg.norm._target_, "method": "+".join(cfg.method)}
+    flat = {key: value.rsplit(".", 1)[-1] for key, value in flat.items()}
+    nodes = {"optim": cfg.optim} | {f"method.{name}": node for name, node in cfg.method.items()}
+    values = {f"{name}.{key}": value for name, node in nodes.items() for key, value in node.items() if isinstance(value, bool | int | float)}
+    values |= {key: cfg[key] for key in ("seed", "epochs", "batch_size", "precision", "balanced")}
+    _, start, end = hparams(flat | values | {"profile": cfg.profile.name}, {})
+    board.file_writer.add_summary(start)
+    board.file_writer.add_summary(end)
+    board.add_text("config", "    " + OmegaConf.to_yaml(cfg).replace("\n", "\n    "))
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"runtime.device: {wanted} was asked for, and torch finds no GPU; allowed here: auto, cpu")
+    return wanted
+
+
+def _threads() -> int:
+    """All cores, shared by the runs that the launcher starts side by side."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = HydraConfig.get().launcher.get("n_jobs", 1) if HydraConfig.initialized() else 1
+    return 1 if jobs < 0 else max(1, cores // jobs)
+
+
+if __name__ == "__main__":
+    from experiments.train import train as task  # by its importable name: launchers hand it to other processes
+
+    main(task, "config")

@@ -1,0 +1,218 @@
+"""The training of one run, read top to bottom: the step, the epoch, the evaluation, the state."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Generator, Tensor
+from torch.nn.functional import cross_entropy
+
+from data.bundle import Batch, Bundle
+from experiments.optim import Schedule
+from models.net import Net, record
+from regularizers.base import Pass, Regularizer
+
+Row = dict[str, float]
+
+
+class Diverged(ArithmeticError):
+    """Training left the numbers: a recorded outcome of the run."""
+
+
+class Trainer:
+    """Trains `net` on `bundle` with the given methods, which it knows by their four stages only.
+
+    rows: one entry per evaluation so far: step, epoch, lr, the training terms' means since the last one, and the test metrics.
+    """
+
+    def __init__(self, cfg: DictConfig, bundle: Bundle, net: Net, regularizers: dict[str, Regularizer], schedule: Schedule) -> None:
+        self.cfg, self.bundle, self.net, self.schedule = cfg, bundle, net, schedule
+        self.regularizers = {name: method for name, method in regularizers.items() if method.active}
+        self.device = bundle.splits["train"][1].device
+        self.rngs = {name: generator(cfg.seed, name, self.device) for name in ("data", "second", *self.regularizers)}
+        for name, method in self.regularizers.items():
+            method.rng = self.rngs[name]
+        self.wants_second = any(method.second_batch for method in self.regularizers.values())
+
+        full = -(-bundle.epoch_size(cfg.balanced) // cfg.batch_size)
+        self.steps_per_epoch = min(full, cfg.profile.steps or full)
+        self.epochs = max(1, round(cfg.epochs * cfg.profile.epochs))
+        self.evaluations = frozenset(evaluation_steps(self.epochs, self.steps_per_epoch, cfg.evaluate.every, cfg.evaluate.dense))
+        self.epoch = self.step = 0
+        self.rows: list[Row] = []
+        self.sums: dict[str, Tensor] = {}
+        self.since = 0  # the step of the last evaluation
+        self.seconds = 0.0  # spent training and evaluating
+
+        self.activations = record(net)
+        self.prepare_methods()
+        self.net.to(memory_format=torch.channels_last)
+        parameters = [*net.parameters(), *(p for method in self.regularizers.values() for p in method.parameters())]
+        self.optimizer = torch.optim.SGD(
+            parameters, lr=cfg.optim.lr, momentum=cfg.optim.momentum, weight_decay=cfg.optim.weight_decay, fused=True
+        )
+
+    def prepare_methods(self) -> None:
+        """Show each method one pass, in evaluation mode and with a generator of its own, so that nothing of the run moves."""
+        x, y = (values[:2] for values in self.bundle.splits["train"])
+        self.net.eval()
+        with torch.no_grad():
+            example = self.forward(Batch(self.bundle.prepare(x), y, y))
+        self.net.train()
+        self.net.reset()
+        for method in self.regularizers.values():
+            method.setup(example)
+            method.to(self.device)
+
+    # the step
+
+    def forward(self, batch: Batch) -> Pass:
+        self.activations.clear()
+        with self.autocast():
+            features = self.net.features(batch.x)
+            logits = self.net.classifier(features)
+        return Pass(batch, features, logits, tuple(self.activations))
+
+    def run(self, batch: Batch) -> Pass:
+        for method in self.regularizers.values():
+            batch = method.transform(batch, self.net, self.step)
+        return self.forward(batch)
+
+    def loss(self, batch: Batch, second: Batch | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the step minimises, and its terms: the cross-entropy on the first batch and each method's penalty."""
+        out = self.run(batch)
+        other = self.run(second) if second is not None else None  # a forward of its own: BN sees the two batches apart
+        for method in self.regularizers.values():
+            out = replace(out, batch=replace(out.batch, target=method.retarget(out, self.step)))
+        terms = {"ce": cross_entropy(out.logits.float().flatten(0, -2), out.batch.target.flatten(0, out.logits.dim() - 2))}
+        for name, method in self.regularizers.items():
+            if (penalty := method.penalty(out, other)) is not None:
+                terms[name] = penalty
+        return torch.stack(list(terms.values())).sum() if len(terms) > 1 else terms["ce"], terms
+
+    def train_step(self, batch: Batch, second: Batch | None) -> None:
+        loss, terms = self.loss(batch, second)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        for name, term in terms.items():  # summed on the device: reading them here would make the host wait for it
+            value = term.detach()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    # the epoch
+
+    def batches(self) -> Iterator[tuple[Batch, Batch | None]]:
+        """This epoch's batches, each with its second one if a method wants it: the same data in an order of its own."""
+        size, balanced = self.cfg.batch_size, self.cfg.balanced
+        first = self.bundle.epoch(size, self.rngs["data"], balanced)
+        second = self.bundle.epoch(size, self.rngs["second"], balanced) if self.wants_second else None
+        for _ in range(self.steps_per_epoch):
+            yield next(first), next(second) if second is not None else None
+
+    def train_epoch(self, tick: Callable[[], object] = lambda: None) -> None:
+        """One epoch. Calls `tick` after each step. Raises Diverged when an evaluation finds a loss that is no number."""
+        began, start = time.perf_counter(), self.epoch * self.steps_per_epoch
+        lr = self.cfg.optim.lr * self.schedule(self.epoch * self.cfg.epochs / self.epochs, [])
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        for batch, second in self.batches():
+            self.train_step(batch, second)
+            tick()
+            if self.step in self.evaluations:
+                self.rows.append(self.row(start, lr))
+        self.epoch += 1
+        self.seconds += time.perf_counter() - began
+
+    def row(self, start: int, lr: float) -> Row:
+        count = self.step - self.since
+        row: Row = {"step": self.step, "epoch": self.epoch + (self.step - start) / self.steps_per_epoch, "lr": lr}
+        row |= {f"train/{name}": float(value) / count for name, value in self.sums.items()}
+        row |= {f"test/{name}": value for name, value in self.evaluate("test").items()}
+        self.sums, self.since = {}, self.step
+        for name in ("train/ce", "test/ce"):
+            if not math.isfinite(row[name]):
+                raise Diverged(f"{name} is {row[name]} at epoch {row['epoch']:.4g} (step {self.step})")
+        return row
+
+    # the evaluation
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """accuracy and error in percent, cross-entropy per sample in nats, root mean square of the last hidden layer."""
+        self.net.eval()
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        count = width = 0
+        with torch.inference_mode():
+            for batch in self.bundle.batches(split, self.cfg.evaluate.batch_size):
+                out = self.forward(batch)
+                logits, y, h = out.logits.float().flatten(0, -2), batch.y.flatten(), out.features.float()
+                right = (logits.argmax(1) == y).sum()
+                totals += torch.stack([right, cross_entropy(logits, y, reduction="sum"), h.square().sum()]).double()
+                count, width = count + len(y), width + h.numel()
+        self.activations.clear()
+        self.net.train()
+        right, ce, square = totals.tolist()
+        accuracy = 100 * right / count
+        return {"accuracy": accuracy, "error": 100 - accuracy, "ce": ce / count, "feature_rms": math.sqrt(square / width)}
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
+
+    # the state
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, at the end of an epoch; tensors and plain values only."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "since": self.since,
+            "seconds": self.seconds,
+            "rows": self.rows,
+            "net": self.net.state_dict(),
+            "methods": {name: method.state_dict() for name, method in self.regularizers.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "rngs": {name: rng.get_state() for name, rng in self.rngs.items()},
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.net.load_state_dict(state["net"])
+        for name, method in self.regularizers.items():
+            method.load_state_dict(state["methods"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, rng in self.rngs.items():
+            rng.set_state(state["rngs"][name].cpu())
+        torch.set_rng_state(state["torch"].cpu())
+        if state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
+        self.epoch, self.step, self.since = state["epoch"], state["step"], state["since"]
+        self.seconds, self.rows = state["seconds"], list(state["rows"])
+
+
+def generator(seed: int, name: str, device: torch.device | str) -> Generator:
+    """A generator of its own for each use of randomness, so that one method's draws cannot change what another sees."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def evaluation_steps(epochs: int, steps_per_epoch: int, every: int | None, dense: int) -> Sequence[int]:
+    """The steps after which the test set is read: each epoch's end, and the last `dense` of the points `every` steps apart.
+
+    A paper that evaluates every 50 steps and averages its last ten evaluations gets just those ten; the earlier ones, which no
+    table reads, would cost more than the training of a small network.
+    """
+    ends = {(epoch + 1) * steps_per_epoch for epoch in range(epochs)}
+    if every is None:
+        return sorted(ends)
+    between = {start + step for start in range(0, epochs * steps_per_epoch, steps_per_epoch) for step in range(every, steps_per_epoch, every)}
+    return sorted(ends | set(sorted(ends | between)[-dense:] if dense else ()))

@@ -1,0 +1,1 @@
+"""Architectures, their norm layers and activation points."""

@@ -1,0 +1,1 @@
+"""Methods: one file each, acting in four stages of the training step."""

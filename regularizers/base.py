@@ -1,0 +1,54 @@
+"""What a method is: a module that acts in up to four stages of the training step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Generator, Tensor, nn
+
+from data.bundle import Batch
+from models.net import Net
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One batch after its forward: h = features [N, d], logits [N, K], and what flowed through the taps, first to last."""
+
+    batch: Batch
+    features: Tensor
+    logits: Tensor
+    activations: tuple[Tensor, ...]
+
+
+class Regularizer(nn.Module):
+    """A method. The defaults of the four stages change nothing: override what the paper's method does.
+
+    weight: the paper's lambda.
+    active: False at weight 0: the method is left out of the run, which is then vanilla bit for bit.
+    rng: the method's own generator, set by the trainer; drawing from any other would change the batches other methods see.
+    second_batch: True asks the trainer for an independent second mini-batch, handed to `penalty` as `other`.
+    """
+
+    second_batch: ClassVar[bool] = False
+    rng: Generator
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+        self.active = weight != 0
+
+    def setup(self, example: Pass) -> None:
+        """Once, before training: create extra parameters, now that shapes are known."""
+
+    def transform(self, batch: Batch, net: Net, step: int) -> Batch:
+        """Before the forward: what the batch becomes."""
+        return batch
+
+    def retarget(self, out: Pass, step: int) -> Tensor:
+        """After the forward: the target that the loss will see."""
+        return out.batch.target
+
+    def penalty(self, out: Pass, other: Pass | None) -> Tensor | None:
+        """What is added to the loss (a scalar, times `weight`), logged under the method's name."""
+        return None

@@ -121,13 +121,19 @@ def _alone(root: Path, name: str) -> Iterator[None]:
     from filelock import FileLock
 
     lock = FileLock(root / f".{name}.lock")
-    with contextlib.suppress(OSError):  # a read-only folder: nothing can be downloaded into it, so nothing can collide
+    with contextlib.suppress(OSError):  # a folder that cannot be written: nothing can be downloaded into it, so nothing can collide
         root.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        if not _marked_read_only(root):
+            lock.acquire()
     try:
         yield
     finally:
         lock.release()
+
+
+def _marked_read_only(root: Path) -> bool:
+    """Whether nobody has write permission: root, as whom containers run, could write all the same, but was asked not to."""
+    return root.is_dir() and not root.stat().st_mode & 0o222
 
 
 def _line(error: BaseException) -> str:
@@ -154,6 +160,8 @@ def _archive(name: str, root: Path, where: str, archive: Archive, download: bool
     except DataError:
         if not download:
             raise
+    if _marked_read_only(root):
+        raise DataError(f"{name}: nothing can be downloaded into {root}, which is read-only: point DATA_DIR at another folder")
     try:
         for train in (True, False):
             archive(root, train, True)  # torchvision fetches what is missing and checks its md5
@@ -356,7 +364,7 @@ def _recall(root: Path, entry: str) -> Raw | None:
 def _remember(root: Path, entry: str, raw: Raw) -> None:
     """Write the cache entry, atomically, where it can be written; else do without."""
     arrays = {f"{split}_{axis}": t.numpy() for split, pair in raw.splits.items() for axis, t in zip("xy", pair, strict=True)}
-    for folder in _cache_folders(root):
+    for folder in _cache_folders(root)[_marked_read_only(root) :]:
         temporary = folder / f".{entry}.{uuid.uuid4().hex}"
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -181,6 +181,7 @@ def _provenance(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     return {
         "id": store.run_id(cfg),
         "profile": cfg.profile.name,
+        "precision": cfg.precision,
         "data": trainer.bundle.variant,
         "samples": {split: len(values[1]) for split, values in trainer.bundle.splits.items()},
         "parameters": sum(p.numel() for p in trainer.net.parameters()),

@@ -80,7 +80,7 @@ def _squared_distances(z: Tensor, side: Tensor) -> Tensor:
     centred = (z - (z * taken).sum(1, keepdim=True) / taken.sum(1, keepdim=True).clamp(min=1)) * taken
     norm = centred.square().sum(2)
     distance = norm[:, :, None] + norm[:, None, :] - 2 * centred @ centred.mT
-    noise = 4 * torch.finfo(z.dtype).eps * norm.detach().amax(1)[:, None, None]  # what rounding leaves between equal samples
+    noise = 32 * torch.finfo(z.dtype).eps * norm.detach().amax(1)[:, None, None]  # what rounding leaves between equal samples
     return torch.where(distance.detach() > noise, distance, torch.zeros_like(distance))
 
 

@@ -356,6 +356,19 @@ def test_read_only_data_folder_is_cached_elsewhere(raw, cache_home, monkeypatch)
     assert images.qmnist(str(raw), "cpu").variant == "official archive"
 
 
+def test_a_folder_marked_read_only_stays_as_it_is(raw, cache_home):
+    write_archive(raw, "fmnist")
+    before = sorted(raw.rglob("*"))
+    raw.chmod(0o555)  # which root could write all the same
+    try:
+        images.fmnist(str(raw), "cpu", download=True)
+        text = error(lambda: images.kmnist(str(raw), "cpu", download=True))
+        assert text == f"kmnist: nothing can be downloaded into {raw}, which is read-only: point DATA_DIR at another folder"
+        assert sorted(raw.rglob("*")) == before and len(list(cache_home.iterdir())) == 1
+    finally:
+        raw.chmod(0o755)
+
+
 # Downloads.
 
 

@@ -1,0 +1,116 @@
+"""What a paper says in words, tried on our runs: a verdict for each claim, with the test behind it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from experiments import store
+from experiments.config import ConfigError
+from experiments.spec import Claim, Table
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """says: the claim; verdict: see README; why: the numbers behind it."""
+
+    says: str
+    verdict: str
+    why: str
+
+
+def verdicts(table: Table, wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[Verdict]:
+    return [verdict(claim, table, wanted, found) for claim in table.claims]
+
+
+def verdict(claim: Claim, table: Table, wanted: pd.DataFrame, found: dict[str, store.Run]) -> Verdict:
+    """Reproduced, not reproduced, or not decided; with one seed only "seen once" or "not seen once"."""
+    from experiments.table import numbers
+
+    labels = {row.label for row in table.rows}
+    for label in (claim.of, claim.against):
+        if label is not None and label not in labels:
+            raise ConfigError(f"table.claims: {label!r} is not a row; allowed: {', '.join(sorted(labels))}")
+    columns = [name for name in claim.columns or table.columns if name in table.columns]
+    value = wanted.assign(value=numbers(wanted, found, claim.metric, table.at))[wanted["column"].isin(columns)]
+    # columns that differ only in the metric hold the same runs: each counts once
+    groups = {tuple(group["id"]): group for _, group in value.groupby("column", sort=False)}
+    judge = {"compare": _compare, "trend": _trend}.get(claim.check)
+    if judge is None:
+        raise ConfigError(f"table.claims: check {claim.check!r} is not known; allowed: compare, trend")
+    tests = [test for group in groups.values() for test in judge(claim, group)]
+    return Verdict(claim.says, *_conclude(tests, len(groups)))
+
+
+@dataclass(frozen=True)
+class Test:
+    """One comparison: the effect in the claim's direction, p for it and against it (nan with one seed), seeds; nothing if runs are missing."""
+
+    effect: float = math.nan
+    holds: float = math.nan
+    fails: float = math.nan
+    seeds: int = 0
+
+
+def _compare(claim: Claim, group: pd.DataFrame) -> list[Test]:
+    """Each choice of row `of` against row `against`, paired by seed: a one-sided t-test of the difference beyond -margin."""
+    if claim.relation not in ("<", ">") or claim.against is None:
+        raise ConfigError("table.claims: a compare needs `against`, and a relation < or >")
+    base = group[group["row"] == claim.against].set_index("seed")["value"]
+    sign = 1 if claim.relation == ">" else -1
+    tests = []
+    for _, mine in group[group["row"] == claim.of].groupby("choice", sort=False):
+        paired = sign * (mine.set_index("seed")["value"] - base)
+        tests.append(_t_test(paired + claim.margin) if paired.notna().all() and len(paired) else Test())
+    return tests
+
+
+def _t_test(gain: pd.Series) -> Test:
+    if len(gain) == 1:
+        return Test(gain.mean(), seeds=1)
+    if gain.std() == 0:
+        holds = 0.0 if gain.mean() > 0 else 1.0
+        return Test(gain.mean(), holds, 0.0 if gain.mean() < 0 else 1.0, len(gain))
+    holds = float(stats.ttest_1samp(gain, 0, alternative="greater").pvalue)
+    return Test(gain.mean(), holds, 1 - holds, len(gain))
+
+
+def _trend(claim: Claim, group: pd.DataFrame) -> list[Test]:
+    """Along the grid, in its order: Page's test for ordered alternatives, the seeds as its subjects."""
+    if claim.relation not in ("rising", "falling"):
+        raise ConfigError("table.claims: a trend's relation is rising or falling")
+    rows = group[group["row"].isin([claim.against, claim.of])].copy()
+    rows["point"] = rows["row"].where(rows["row"] == claim.against, rows["row"] + rows["choice"])
+    points = ([claim.against] if claim.against else []) + [claim.of + choice for choice in group[group["row"] == claim.of]["choice"].unique()]
+    values = rows.pivot(index="seed", columns="point", values="value").reindex(columns=points).to_numpy()
+    if not values.size or np.isnan(values).any():
+        return [Test()]
+    values = values if claim.relation == "rising" else -values
+    effect = float(np.mean([stats.spearmanr(range(len(points)), line).statistic for line in values]))
+    if len(values) == 1:
+        return [Test(effect, seeds=1)]
+    test = [float(stats.page_trend_test(direction, method="exact").pvalue) for direction in (values, -values)]
+    return [Test(effect, *test, len(values))]
+
+
+def _conclude(tests: list[Test], groups: int) -> tuple[str, str]:
+    """All must hold. One that is refuted, at a level shared by all of them, refutes the claim."""
+    present = [test for test in tests if test.seeds]
+    held = sum(test.effect > 0 for test in present)
+    count = f"{held} of {len(present)} comparisons" if len(tests) > 1 else ("seen" if held else "not seen")
+    if len(present) < len(tests) or not tests:
+        return "not run", f"{len(tests) - len(present)} of {len(tests)} comparisons lack runs"
+    seeds = min(test.seeds for test in tests)
+    if seeds == 1:
+        return ("seen once" if held == len(tests) else "not seen once"), f"{count}, one seed: no test"
+    largest, smallest = max(test.holds for test in tests), min(test.fails for test in tests)
+    if smallest < LEVEL / len(tests):
+        return "not reproduced", f"{count}, p = {smallest:.2g} against it over {seeds} seeds"
+    name = "reproduced" if largest < LEVEL else "not decided"
+    return name, f"{count}, largest p = {largest:.2g} over {seeds} seeds"

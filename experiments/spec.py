@@ -1,0 +1,92 @@
+"""A paper's table as data: rows x columns of overrides, the paper's numbers and claims; and a figure as a table's runs plus a drawing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from experiments.config import Config
+
+
+@dataclass
+class Column:
+    metric: str = MISSING  # as in metrics.csv, e.g. test/accuracy
+    overrides: list[str] = field(default_factory=list)
+    better: str = "max"  # max | min
+    digits: int = 2
+
+
+@dataclass
+class Row:
+    label: str = MISSING
+    overrides: list[str] = field(default_factory=list)
+    grid: dict[str, list[Any]] = field(default_factory=dict)  # key -> values; without `pick`, one printed row per value
+    pick: str | None = None  # "max test/accuracy": the value of the grid that is printed
+    paper: dict[str, Any] = field(default_factory=dict)  # column -> number or "3.82±0.18"; `choice` -> the paper's pick; or choice -> such
+
+
+@dataclass
+class Claim:
+    """What the paper says in words.
+
+    check: "compare": `metric` of row `of`, for each of its choices, against row `against`: `relation` is < or >, by more than -`margin`;
+    "trend": `metric` along the grid of row `of`, starting with row `against` if given: `relation` is "rising" or "falling".
+    """
+
+    says: str = MISSING
+    metric: str = MISSING
+    of: str = MISSING
+    against: str | None = None
+    check: str = "compare"
+    relation: str = MISSING
+    margin: float = 0.0
+    columns: list[str] = field(default_factory=list)  # default: every column; columns that share their runs count once
+
+
+@dataclass
+class Table:
+    title: str = MISSING
+    base: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    at: str = "last"  # last | last10 | "min valid/perplexity" ...: how a run's evaluations become its number
+    over: str = "mean"  # mean | median: how seeds become a cell
+    columns: dict[str, Column] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # errata of the paper, decisions: printed below
+
+
+@dataclass
+class TablesConfig(Config):
+    """What `experiments.table` takes: its own keys, and every key of a run, handed to all of the table's runs."""
+
+    table: Table = field(default_factory=Table)
+    launch: bool = True  # false: print what there is
+    plan: bool = False  # print what is missing and what it would cost; launch nothing
+    only: list[str] = field(default_factory=list)  # columns with one of these words in their name; empty: all
+    out: str = "runs/tables"  # where the Markdown, LaTeX and CSV files go
+
+
+@dataclass
+class Figure:
+    title: str = MISSING
+    runs: Table = field(default_factory=Table)  # the runs it reads, asked for exactly as a table asks
+    draw: Any = MISSING  # _target_: a function of (figure's runs, out path, its own options) in experiments.figures
+
+
+@dataclass
+class FiguresConfig(Config):
+    figure: Figure = field(default_factory=Figure)
+    launch: bool = True
+    plan: bool = False
+    only: list[str] = field(default_factory=list)
+    out: str = "runs/figures"
+
+
+OWN_KEYS = ("table", "figure", "launch", "plan", "only", "out")  # of the two commands; every other override goes to the runs
+
+ConfigStore.instance().store("tables_schema", TablesConfig)
+ConfigStore.instance().store("figures_schema", FiguresConfig)

@@ -1,0 +1,219 @@
+"""Models: shapes, taps, gradients and printed sizes of every architecture with every norm layer that conf/ offers."""
+
+from __future__ import annotations
+
+import hydra
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from experiments.cli import CONF
+from experiments.config import build, options
+from models.net import Net, Tap, record
+from models.norm import BatchNorm, group
+
+torch.set_num_threads(1)
+TAPS = {
+    "net2c": [(20, 24, 24), (50, 8, 8), (100,)],
+    "net5c": [(32, 26, 26), (64, 24, 24), (128, 24, 24), (256, 10, 10), (512, 8, 8)],
+}
+WIDTH = {"net2c": 100, "net5c": 512}  # of the last hidden layer
+EVERY = [(model, norm) for model in options("model") for norm in options("norm")]
+every = pytest.mark.parametrize(("model", "norm"), EVERY)
+
+
+def config(model: str, norm: str) -> DictConfig:
+    overrides = [f"model={model}", f"norm={norm}"]
+    if (model, norm) == ("net5c", "gn"):  # its channels are powers of two
+        overrides.append("norm.num_groups=8")
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", overrides)
+
+
+def make(model: str, norm: str, seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    net = build(config(model, norm).model, "model")(num_classes=10)
+    assert isinstance(net, Net)
+    return net
+
+
+def images(model: str, count: int = 4, seed: int = 0) -> Tensor:
+    node = config(model, "none").model
+    size = 28 if node._target_.startswith("models.cnn.") else 32
+    return torch.randn(count, node.get("in_channels", 3), size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_folders_are_not_empty() -> None:
+    assert {"net2c", "net5c"} <= set(options("model")) and {"none", "bn", "gn"} <= set(options("norm"))
+
+
+@every
+def test_forward_and_backward(model: str, norm: str) -> None:
+    net, x = make(model, norm), images(model)
+    logits = net(x)
+    assert logits.shape == (4, 10) and logits.dtype == torch.float32 and logits.isfinite().all()
+    nn.functional.cross_entropy(logits, torch.arange(4)).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+@every
+def test_logits_are_a_linear_layer_on_the_last_hidden_one(model: str, norm: str) -> None:
+    net, x = make(model, norm).eval(), images(model)
+    h = net.features(x)
+    assert h.shape == (4, WIDTH.get(model, net.classifier.in_features))
+    torch.testing.assert_close(net(x), h @ net.classifier.weight.T + net.classifier.bias)
+
+
+@every
+def test_taps_see_the_activations_in_order(model: str, norm: str) -> None:
+    net, x = make(model, norm), images(model)
+    activations = record(net)
+    order = [tap for tap in net.modules() if isinstance(tap, Tap)]
+    seen: list[nn.Module] = []
+    for tap in order:
+        tap.register_forward_hook(lambda tap, _, out: seen.append(tap))
+    net(x)
+    assert seen == order and len(activations) == len(order) >= 1
+    shapes = [tuple(activation.shape) for activation in activations]
+    assert shapes == [(4, *units) for units in TAPS.get(model, [shape[1:] for shape in shapes])]
+    for activation in activations:
+        assert activation.min() >= 0 and 0.1 < (activation > 0).float().mean() < 0.9  # after the ReLU, before the norm layer
+        assert activation.grad_fn is not None
+    first = [activation.detach().clone() for activation in activations]
+    activations.clear()
+    net(x)
+    torch.testing.assert_close([activation.detach() for activation in activations], first, rtol=0, atol=0)
+
+
+@every
+def test_same_seed_same_net(model: str, norm: str) -> None:
+    x = images(model)
+    one, two, other = make(model, norm), make(model, norm), make(model, norm, seed=1)
+    assert torch.equal(one(x), two(x))
+    one.eval(), two.eval()
+    assert torch.equal(one(x), two(x)) and torch.equal(one(x), one(x))
+    assert not torch.equal(one(x), other.eval()(x))
+
+
+@every
+def test_samples_do_not_mix_in_evaluation(model: str, norm: str) -> None:
+    net, x = make(model, norm).eval(), images(model)
+    torch.testing.assert_close(net(x)[:2], net(x[:2]), rtol=1e-4, atol=1e-5)
+
+
+@every
+def test_bf16(model: str, norm: str) -> None:
+    net, x = make(model, norm), images(model, 8)
+    with torch.no_grad():
+        exact = net(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = net(x)
+    assert logits.dtype == torch.bfloat16
+    assert 0 < (logits.float() - exact).norm() < 0.05 * exact.norm()
+    nn.functional.cross_entropy(logits.float(), torch.arange(8)).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize(
+    ("model", "norm", "count"),
+    [("net2c", "none", 106_680), ("net2c", "bn", 106_680 + 2 * 170), ("net5c", "bn", 1_575_114), ("net5c", "gn", 1_575_114)],
+)
+def test_printed_sizes(model: str, norm: str, count: int) -> None:
+    assert sum(parameter.numel() for parameter in make(model, norm).parameters()) == count
+
+
+def test_spatial_sizes_of_net5c() -> None:
+    net, sizes = make("net5c", "bn"), [28]
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d):
+            module.register_forward_hook(lambda module, _, out: sizes.append(out.shape[-1]))
+    net(images("net5c"))
+    assert sizes == [28, 26, 24, 24, 12, 10, 8, 1]
+
+
+@pytest.mark.parametrize("model", ["net2c", "net5c"])
+def test_norm_follows_the_activation(model: str) -> None:
+    kinds = [type(module).__name__ for module in make(model, "bn").features.modules()]
+    blocks = [kinds[i : i + 3] for i, kind in enumerate(kinds) if kind == "ReLU"]
+    assert len(blocks) == len(TAPS[model]) and all(block == ["ReLU", "Tap", "BatchNorm"] for block in blocks)
+
+
+def test_channels_and_classes_are_options() -> None:
+    for name in ("net2c", "net5c"):
+        node = config(name, "none").model
+        node.in_channels = 3
+        assert build(node, "model")(num_classes=7)(torch.randn(2, 3, 28, 28)).shape == (2, 7)
+
+
+def test_tap_of_a_sequence_counts_steps_as_samples() -> None:
+    net = nn.Sequential(Tap(sample_dims=2), nn.Linear(5, 3), Tap())
+    activations = record(net)
+    x = torch.randn(2, 4, 5)
+    out = net(x)
+    assert torch.equal(activations[0], x.reshape(8, 5)) and torch.equal(activations[1], out)
+    net(x)
+    assert len(activations) == 4  # clearing is the caller's business
+
+
+# Norm layers
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("theirs", "size"), [(nn.BatchNorm1d, (6, 5)), (nn.BatchNorm2d, (6, 5, 3, 4))])
+def test_batch_norm_is_torchs(theirs: type[nn.Module], size: tuple[int, ...], training: bool) -> None:
+    torch.manual_seed(0)
+    ours, reference = BatchNorm(5), theirs(5)
+    with torch.no_grad():
+        for mine, other in zip(ours.parameters(), reference.parameters(), strict=True):
+            other.copy_(mine.normal_())
+    results = []
+    for layer in (ours, reference):
+        for step in range(3):  # running statistics first
+            layer(torch.randn(*size, generator=torch.Generator().manual_seed(step)) * 3 + 1)
+        layer.train(training)
+        x = torch.randn(*size, generator=torch.Generator().manual_seed(9)).requires_grad_()
+        out = layer(x)
+        (out * torch.arange(out.numel()).view_as(out)).sum().backward()
+        results.append([out, x.grad, *(parameter.grad for parameter in layer.parameters()), *layer.buffers()])
+    assert len(results[0]) == 7
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    mean, var = results[0][4], results[0][5]
+    assert mean.abs().max() > 0.1 and (var - 1).abs().max() > 0.1
+
+
+def test_batch_norm_by_hand() -> None:
+    x = torch.randn(6, 2, 3, 4, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    layer = BatchNorm(2)
+    out = layer(x)
+    for c in range(2):
+        values = x[:, c].double()
+        mean, var = values.mean(), values.var(correction=0)
+        torch.testing.assert_close(out[:, c].double(), (values - mean) / (var + 1e-5).sqrt(), rtol=1e-5, atol=1e-5)
+        assert layer.running_mean[c].item() == pytest.approx(0.1 * mean.item(), rel=1e-5)
+        assert layer.running_var[c].item() == pytest.approx(0.9 + 0.1 * values.var().item(), rel=1e-5)
+
+
+def test_batch_norm_wants_channels() -> None:
+    with pytest.raises(ValueError, match=r"\[N, C, \.\.\.\]"):
+        BatchNorm(5)(torch.randn(5))
+
+
+@pytest.mark.parametrize("size", [(3, 20), (3, 20, 2, 5)])
+def test_group_norm(size: tuple[int, ...]) -> None:
+    x = torch.randn(*size, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    layer = group(20, num_groups=4, eps=1e-3)
+    with torch.no_grad():
+        layer.weight.normal_(), layer.bias.normal_()
+    out = layer(x)
+    for n in range(3):
+        for first in range(0, 20, 5):
+            values = x[n, first : first + 5].double()
+            plain = (values - values.mean()) / (values.var(correction=0) + 1e-3).sqrt()
+            for c in range(5):
+                wanted = plain[c] * layer.weight[first + c].item() + layer.bias[first + c].item()
+                torch.testing.assert_close(out[n, first + c].double(), wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError):
+        group(20, num_groups=3)

@@ -5,7 +5,7 @@ trap 'exit 130' INT # Ctrl-C ends everything, not just the table in progress
 
 usage() {
   cat <<TEXT
-./reproduce.sh                         the demonstration: a small table and its figure, on data made on the spot
+./reproduce.sh                         the demonstration: a small table and its figure, minutes on a CPU, nothing to download
 ./reproduce.sh TABLE... [KEY=VALUE]    one or more tables of the papers (or figures, by name)
 ./reproduce.sh KEY=VALUE...            the demonstration with other settings, such as profile=smoke
 ./reproduce.sh test [ARGUMENTS]        all tests with coverage, or pytest with your arguments

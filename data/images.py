@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from data.bundle import Bundle
-from data.sources import DataError, Raw, in_turn, load
+from data.formats import in_turn
+from data.sources import DataError, Raw, load
 
 
 def digits(
@@ -27,10 +28,11 @@ def digits(
     raw = load("digits", (1, 28, 28), 10, data_dir, source="embedded")
     cut = 500 if train is None else train
     both = [torch.cat(tensors) for tensors in zip(raw.splits["train"], raw.splits["test"], strict=True)]  # classes in turn, throughout
-    if not 0 < cut < len(both[1]):
-        raise DataError(f"dataset.train={cut}: digits have {len(both[1]):,} images, and some of them must be left for tests")
+    if not 10 <= cut < len(both[1]):
+        raise DataError(f"dataset.train={cut}: choose 10 (one per class) to {len(both[1]) - 1:,} images; the others are for tests")
     splits = {"train": (both[0][:cut], both[1][:cut]), "test": (both[0][cut:], both[1][cut:])}
-    return _bundle(Raw(splits, "scikit-learn digits"), {"test": test}, 10, (0.3041,), (0.3229,), device)
+    variant = "scikit-learn digits" + (f", {cut:,} training images" if cut != 500 else "")
+    return _bundle(Raw(splits, variant), {"test": test}, 10, (0.3041,), (0.3229,), device)
 
 
 def mnist(
@@ -84,22 +86,24 @@ def _torchvision(official: str) -> Callable[[Path, bool, bool], Any]:
 
 
 def _bundle(raw: Raw, limits: dict[str, int | None], num_classes: int, mean: Sequence[float], std: Sequence[float], device: str) -> Bundle:
-    """The raw data on the device, cut to class-balanced subsets of the wanted sizes."""
-    splits = {}
+    """The raw data on the device, cut to class-balanced subsets of the wanted sizes, which the variant then names."""
+    splits, variant = {}, raw.variant
     for split, (images, labels) in raw.splits.items():
-        images, labels = _first(split, images, labels, limits.get(split))
+        count = limits.get(split)
+        if count is not None:
+            chosen = _first(split, labels, count, num_classes)
+            if count < len(labels):
+                variant += f", {count:,} {'training' if split == 'train' else split} images"
+            images, labels = images[chosen], labels[chosen]
         splits[split] = images.to(device), labels.to(device)
-    return Bundle(splits, num_classes, normalise(mean, std, device), raw.variant)
+    return Bundle(splits, num_classes, normalise(mean, std, device), variant)
 
 
-def _first(split: str, images: Tensor, labels: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
-    """The first `count` images in file order, classes in turn; all of them, as they are, without a count."""
-    if count is None:
-        return images, labels
-    if not 0 < count <= len(labels):
-        raise DataError(f"dataset.{split}={count}: there are {len(labels):,} images to choose from")
-    chosen = in_turn(labels)[:count]
-    return images[chosen], labels[chosen]
+def _first(split: str, labels: Tensor, count: int, num_classes: int) -> Tensor:
+    """The first `count` samples in file order, classes in turn, as indices; enough for class-balanced batches to have every class."""
+    if not num_classes <= count <= len(labels):
+        raise DataError(f"dataset.{split}={count}: choose {num_classes} (one per class) to {len(labels):,} images")
+    return in_turn(labels)[:count]
 
 
 def normalise(mean: Sequence[float], std: Sequence[float], device: str) -> Callable[[Tensor], Tensor]:

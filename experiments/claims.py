@@ -49,8 +49,8 @@ def verdict(claim: Claim, table: Table, wanted: pd.DataFrame, found: dict[str, s
 
 
 @dataclass(frozen=True)
-class Test:
-    """One comparison: the effect in the claim's direction, p for it and against it (nan with one seed), seeds; nothing if runs are missing."""
+class Comparison:
+    """The effect in the claim's direction, p for it and against it (nan with one seed), and seeds: 0 if runs are missing."""
 
     effect: float = math.nan
     holds: float = math.nan
@@ -58,7 +58,7 @@ class Test:
     seeds: int = 0
 
 
-def _compare(claim: Claim, group: pd.DataFrame) -> list[Test]:
+def _compare(claim: Claim, group: pd.DataFrame) -> list[Comparison]:
     """Each choice of row `of` against row `against`, paired by seed: a one-sided t-test of the difference beyond -margin."""
     if claim.relation not in ("<", ">") or claim.against is None:
         raise ConfigError("table.claims: a compare needs `against`, and a relation < or >")
@@ -67,39 +67,41 @@ def _compare(claim: Claim, group: pd.DataFrame) -> list[Test]:
     tests = []
     for _, mine in group[group["row"] == claim.of].groupby("choice", sort=False):
         paired = sign * (mine.set_index("seed")["value"] - base)
-        tests.append(_t_test(paired + claim.margin) if paired.notna().all() and len(paired) else Test())
+        tests.append(_t_test(paired + claim.margin) if paired.notna().all() and len(paired) else Comparison())
     return tests
 
 
-def _t_test(gain: pd.Series) -> Test:
+def _t_test(gain: pd.Series) -> Comparison:
     if len(gain) == 1:
-        return Test(gain.mean(), seeds=1)
+        return Comparison(gain.mean(), seeds=1)
     if gain.std() == 0:
         holds = 0.0 if gain.mean() > 0 else 1.0
-        return Test(gain.mean(), holds, 0.0 if gain.mean() < 0 else 1.0, len(gain))
+        return Comparison(gain.mean(), holds, 0.0 if gain.mean() < 0 else 1.0, len(gain))
     holds = float(stats.ttest_1samp(gain, 0, alternative="greater").pvalue)
-    return Test(gain.mean(), holds, 1 - holds, len(gain))
+    return Comparison(gain.mean(), holds, 1 - holds, len(gain))
 
 
-def _trend(claim: Claim, group: pd.DataFrame) -> list[Test]:
+def _trend(claim: Claim, group: pd.DataFrame) -> list[Comparison]:
     """Along the grid, in its order: Page's test for ordered alternatives, the seeds as its subjects."""
     if claim.relation not in ("rising", "falling"):
         raise ConfigError("table.claims: a trend's relation is rising or falling")
     rows = group[group["row"].isin([claim.against, claim.of])].copy()
     rows["point"] = rows["row"].where(rows["row"] == claim.against, rows["row"] + rows["choice"])
-    points = ([claim.against] if claim.against else []) + [claim.of + choice for choice in group[group["row"] == claim.of]["choice"].unique()]
+    points = ([claim.against] if claim.against else []) + [
+        claim.of + choice for choice in group[group["row"] == claim.of]["choice"].unique()
+    ]
     values = rows.pivot(index="seed", columns="point", values="value").reindex(columns=points).to_numpy()
     if not values.size or np.isnan(values).any():
-        return [Test()]
+        return [Comparison()]
     values = values if claim.relation == "rising" else -values
     effect = float(np.mean([stats.spearmanr(range(len(points)), line).statistic for line in values]))
     if len(values) == 1:
-        return [Test(effect, seeds=1)]
+        return [Comparison(effect, seeds=1)]
     test = [float(stats.page_trend_test(direction, method="exact").pvalue) for direction in (values, -values)]
-    return [Test(effect, *test, len(values))]
+    return [Comparison(effect, *test, len(values))]
 
 
-def _conclude(tests: list[Test], groups: int) -> tuple[str, str]:
+def _conclude(tests: list[Comparison], groups: int) -> tuple[str, str]:
     """All must hold. One that is refuted, at a level shared by all of them, refutes the claim."""
     present = [test for test in tests if test.seeds]
     held = sum(test.effect > 0 for test in present)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 ALLOWED_TARGETS = ("data.", "models.", "regularizers.", "experiments.", "torch.nn.", "torch.optim.")
 
@@ -113,8 +116,23 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def wanted(error: OmegaConfBaseException) -> str:
+    """In words, what the key of OmegaConf's type error takes."""
+    if error.full_key in _RULES:
+        return _RULES[error.full_key][1]
+    kinds = {"Integer": "a whole number", "Float": "a number", "bool": "true or false", "not Optional": "set", "subclass": "a mapping"}
+    return next((text for word, text in kinds.items() if word in str(error)), "of another type")
+
+
 def check(cfg: DictConfig) -> None:
     """Raises ConfigError on the first value that cannot be run."""
+    for path, kind in (("", Config), ("optim", Optim), ("evaluate", Evaluate), ("profile", Profile), ("runtime", Runtime)):
+        known = [field.name for field in fields(kind)]
+        for key in {*known, *(cfg[path] if path else cfg)} - {"hydra"}:  # +key=value adds any key, ~key deletes one
+            if key not in known:
+                raise ConfigError(f"{path}{'.' if path else ''}{key}: there is no such key; allowed: {', '.join(known)}")
+            if key not in (cfg[path] if path else cfg):
+                raise ConfigError(f"{path}{'.' if path else ''}{key}: it is missing")
     for key, (allowed, text) in _RULES.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and not allowed(value):
@@ -144,14 +162,13 @@ def nodes(cfg: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:
 
 
 def resolve(node: DictConfig, path: str) -> Callable[..., Any]:
-    """What a node's `_target_` names. Raises ConfigError when it lies outside the suite and torch, or does not take the node's keys."""
-    from hydra.utils import get_object
-
+    """What a node's `_target_` names. Raises ConfigError if that is outside the suite and torch, or does not take the node's options."""
     target = node._target_
     if not str(target).startswith(ALLOWED_TARGETS):
         raise ConfigError(f"{path}._target_: {target} is not allowed; it must start with {', '.join(ALLOWED_TARGETS)}")
     try:
-        found = get_object(target)
+        module, _, name = target.rpartition(".")
+        found = getattr(importlib.import_module(module), name)
     except Exception as error:
         raise ConfigError(f"{path}._target_: {target} cannot be imported ({first_line(error)})") from error
     known = inspect.signature(found).parameters
@@ -159,7 +176,38 @@ def resolve(node: DictConfig, path: str) -> Callable[..., Any]:
         for key in node:
             if not str(key).startswith("_") and key not in known:
                 raise ConfigError(f"{path}.{key}: {target} has no such option; allowed: {', '.join(known)}")
+    for key, hint in _hints(found).items():
+        if key in node and not _fits(node[key], hint):
+            raise ConfigError(f"{path}.{key}: {node[key]} is not allowed; it must be {_words(hint)}")
     return found
+
+
+_PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
+
+
+def _hints(found: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(found.__init__ if inspect.isclass(found) else found)
+    except NameError:  # of an import that only type checkers do
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a config is what an annotation says, as far as that is about plain values and lists of them."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if origin is not None and inspect.isclass(origin) and issubclass(origin, Sequence):
+        return isinstance(value, ListConfig) and all(_fits(each, get_args(hint)[0]) for each in value)
+    return hint not in _PLAIN or type(value) is hint or (hint is float and type(value) is int)
+
+
+def _words(hint: Any) -> str:
+    if hint in _PLAIN:
+        return _PLAIN[hint]
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(map(_words, get_args(hint)))
+    return f"a list, each {_words(get_args(hint)[0])}"
 
 
 def build(node: DictConfig, path: str, **kwargs: Any) -> Any:

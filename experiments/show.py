@@ -39,14 +39,13 @@ def show(table: Table, wanted: pd.DataFrame, found: dict[str, store.Run], cells:
 def wide(table: Table, cells: pd.DataFrame) -> pd.DataFrame:
     """One line per row and shown choice, one column per metric, and beside it the paper's, where it has any."""
     lines = []
-    for (row, choice), group in cells.groupby(["row", "choice"], sort=False):
-        first = group.iloc[0]
-        line = {"": f"{row} {_choice(first)}".strip()}
+    for (row, _), group in cells.groupby(["row", "choice"], sort=False):
+        line = {"": f"{row} {_choice(group.iloc[0])}".strip()}
         for cell in group.to_dict("records"):
             digits = table.columns[cell["column"]].digits
             line[cell["column"]] = _ours(cell, digits)
             if cells[cells["column"] == cell["column"]]["paper"].notna().any():
-                line[f"{cell['column']} paper"] = _paper(cell, digits)
+                line[f"{cell['column']} paper"] = _paper(cell, digits, _decimals(cells[cells["column"] == cell["column"]]["paper"]))
         lines.append(line)
     return pd.DataFrame(lines).fillna("")
 
@@ -67,11 +66,16 @@ def _ours(cell: dict[str, Any], digits: int) -> str:
     return f"{cell['ours']:.{digits}f}{spread}{partial}{bad}"
 
 
-def _paper(cell: dict[str, Any], digits: int) -> str:
+def _decimals(papers: pd.Series) -> int:
+    """As many decimals as the paper prints in this column."""
+    return max(len(f"{number:g}".partition(".")[2]) for number in papers.dropna())
+
+
+def _paper(cell: dict[str, Any], digits: int, decimals: int) -> str:
     if math.isnan(cell["paper"]):
         return ""
     spread = "" if math.isnan(cell["paper_std"]) else f" ± {cell['paper_std']:g}"
-    text = f"{cell['paper']:g}{spread}"
+    text = f"{cell['paper']:.{decimals}f}{spread}"
     if not cell["n"]:
         return text
     room = cell["paper_std"] if spread else 2 * cell["std"]
@@ -82,7 +86,9 @@ def _paper(cell: dict[str, Any], digits: int) -> str:
 def provenance(table: Table, wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[str]:
     """What a reader must know to believe the numbers, in words."""
     results = _results(wanted, found)
-    how = {"last": "the last evaluation", "last10": "the mean of a run's last ten evaluations"}.get(table.at, f"the evaluation with {table.at}")
+    how = {"last": "the last evaluation", "last10": "the mean of a run's last ten evaluations"}.get(
+        table.at, f"the evaluation with {table.at}"
+    )
     seeds = ", ".join(str(seed) for seed in sorted(wanted["seed"].unique()))
     spread = f"{table.over} ± std over the seeds {seeds}" if wanted["seed"].nunique() > 1 else f"seed {seeds}"
     lines = [f"each number: {how}; {spread}; {LEGEND}"]
@@ -92,13 +98,16 @@ def provenance(table: Table, wanted: pd.DataFrame, found: dict[str, store.Run]) 
         return [*lines, f"no run of {wanted['id'].nunique()} is done"]
     done = f"{len(results)} of {wanted['id'].nunique()} runs"
 
+    def asked(key: str) -> str:
+        return ", ".join(sorted(wanted[key].unique()))
+
     def each(key: str) -> str:
         return ", ".join(sorted({str(result.get(key)) for result in results}))
 
     commits = sorted({f"{result['commit']}{' with changes' if result['dirty'] else ''}" for result in results})
     mixed = " (MIXED: the cells do not come from one state of the code)" if len(commits) > 1 else ""
     lines += [
-        f"profile {each('profile')}; epochs {each('epochs')}; data: {each('data')}; precision {each('precision')}; {done}",
+        f"profile {asked('profile')}; epochs {each('epochs')}; data: {each('data')}; precision {asked('precision')}; {done}",
         f"commit {', '.join(commits)}{mixed}; {each('device')}, {each('threads')} threads; torch {each('torch')}; "
         f"{sum(result['seconds'] for result in results) / 60:.1f} minutes of training",
     ]
@@ -113,9 +122,9 @@ def _results(wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[dict[str
 def _columns(wanted: pd.DataFrame, found: dict[str, store.Run]) -> dict[str, str]:
     """Provenance as columns of the CSV, so that no line of it can be read without."""
     results = _results(wanted, found)
-    keys = ("profile", "epochs", "data", "precision", "commit", "dirty", "device", "torch")
+    keys = ("epochs", "data", "commit", "dirty", "device", "threads", "torch")
     facts = {key: "; ".join(sorted({str(result.get(key)) for result in results})) for key in keys}
-    return facts | {"seeds": " ".join(str(seed) for seed in sorted(wanted["seed"].unique()))}
+    return facts | {key: "; ".join(sorted(map(str, wanted[key].unique()))) for key in ("profile", "precision", "seed")}
 
 
 def _latex(text: str) -> str:

@@ -17,6 +17,7 @@ class Column:
     overrides: list[str] = field(default_factory=list)
     better: str = "max"  # max | min
     digits: int = 2
+    minus: str | None = None  # a row: the column shows the difference to it, paired by seed
 
 
 @dataclass

@@ -12,16 +12,19 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOT_IDENTITY = ("hydra", "experiment", "runtime")  # everything else is: a changed default is another run
 State = Literal["missing", "running", "resumable", "failed", "diverged", "done"]
 
 
 def run_id(cfg: DictConfig) -> str:
-    """Ten hex digits of the resolved config. Two spellings of one run meet; its device, data folder and profile's seed count are left out."""
+    """Ten hex digits of the resolved config: two spellings of one run meet. What must not change a number is left out."""
     content = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(content, dict)
     content = {key: value for key, value in content.items() if key not in NOT_IDENTITY}
@@ -145,7 +148,7 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         try:
             return json.loads((self.path / "result.json").read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except json.JSONDecodeError:  # not written by us: the run is asked for again
             return None
@@ -165,3 +168,24 @@ def find(root: Path, ids: Iterable[str]) -> dict[str, Run]:
     """The runs of these ids that have a folder, wherever it is named."""
     wanted = set(ids)
     return {path.name[-10:]: Run(path) for path in root.glob("*/*-??????????") if path.name[-10:] in wanted}
+
+
+def load(root: Path, ids: Iterable[str] | None = None) -> pd.DataFrame:
+    """All runs (or those of `ids`) for your own analysis: one row per run and evaluation, with the run's id, state, folder and config."""
+    import pandas as pd
+
+    wanted = None if ids is None else set(ids)
+    rows = []
+    for path in sorted(root.glob("*/*-??????????/config.yaml")):
+        run, identity = Run(path.parent), path.parent.name[-10:]
+        if wanted is None or identity in wanted:
+            known = {"id": identity, "state": run.state, "folder": str(path.parent)} | _flat(OmegaConf.to_container(OmegaConf.load(path)))
+            rows += [known | row for row in run.metrics()]
+    return pd.DataFrame(rows)
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """A nested config as dotted keys."""
+    if not isinstance(value, dict):
+        return {path: value}
+    return {key: inner for name, node in value.items() for key, inner in _flat(node, f"{path}.{name}" if path else str(name)).items()}

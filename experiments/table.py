@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from hydra.core.hydra_config import HydraConfig
@@ -21,7 +20,7 @@ from experiments.launch import compose, launch
 from experiments.spec import OWN_KEYS, Row, Table
 from experiments.train import train
 
-Jobs = pd.DataFrame  # row, choice, column, seed, overrides, id: one line per cell and seed
+Jobs = pd.DataFrame  # row, choice, column, seed, profile, precision, overrides, id: one line per cell and seed
 POLL_SECONDS = 0.5
 
 
@@ -39,7 +38,8 @@ def jobs(table: Table, common: Iterable[str] = ()) -> Jobs:
             check(configs[0])
             for cfg in configs[: configs[0].profile.seeds]:
                 known = {"row": row.label, "choice": choice, "column": name, "seed": cfg.seed}
-                lines.append(known | {"overrides": [*overrides, f"seed={cfg.seed}"], "id": store.run_id(cfg), "epochs": cfg.epochs})
+                known |= {"profile": cfg.profile.name, "precision": cfg.precision}
+                lines.append(known | {"overrides": [*overrides, f"seed={cfg.seed}"], "id": store.run_id(cfg)})
     return pd.DataFrame(lines)
 
 
@@ -80,6 +80,10 @@ def fill(table: Table, wanted: Jobs, found: dict[str, store.Run]) -> pd.DataFram
     for row, (name, column) in itertools.product(table.rows, table.columns.items()):
         mine = wanted[(wanted["row"] == row.label) & (wanted["column"] == name)]
         value = numbers(mine, found, column.metric, table.at)
+        if column.minus is not None:
+            base = wanted[(wanted["row"] == column.minus) & (wanted["column"] == name)]
+            value = value - mine["seed"].map(numbers(base, found, column.metric, table.at).set_axis(base["seed"]))
+            value = value if row.label != column.minus else value * float("nan")
         shown = [choice for choice, _ in choices(row)]
         if row.pick is not None:
             shown = [_picked(row.pick, mine, found, table)]
@@ -179,15 +183,21 @@ def run(cfg: DictConfig) -> None:
     print(show(table, wanted, found, cells, verdicts(table, wanted, found), output_name(cfg)))
     if complaints:
         raise ConfigError("; ".join(complaints))
-    bad = [found[identity] for identity in dict.fromkeys(wanted["id"]) if identity in found and found[identity].state in ("failed", "diverged")]
+    raise_failed(wanted, found)
+
+
+def raise_failed(wanted: Jobs, found: dict[str, store.Run]) -> None:
+    """Raises RunFailed when runs that were asked for failed or diverged."""
+    seen = [found[identity] for identity in dict.fromkeys(wanted["id"]) if identity in found]
+    bad = [f"{one.path}: {one.error()}" for one in seen if one.state in ("failed", "diverged")]
     if bad:
-        raise RunFailed(f"{len(bad)} of {wanted['id'].nunique()} runs failed or diverged: " + "; ".join(f"{one.path}: {one.error()}" for one in bad))
+        raise RunFailed(f"{len(bad)} of {wanted['id'].nunique()} runs failed or diverged: {'; '.join(bad)}")
 
 
-def output_name(cfg: DictConfig) -> Path:
-    """Where the table's files go, without their endings: its name, and what its runs were asked to do differently."""
+def output_name(cfg: DictConfig, kind: str = "table") -> Path:
+    """Where a table's or figure's files go, without their endings: its name, and what its runs were asked to do differently."""
     asked = [word for word in common_overrides() if not word.startswith("runtime.")]
-    name = "-".join([HydraConfig.get().runtime.choices.get("table") or "table", *(word.replace("/", "_") for word in asked)])
+    name = "-".join([HydraConfig.get().runtime.choices.get(kind) or kind, *(word.replace("/", "_") for word in asked)])
     return Path(cfg.out) / name[:200]
 
 

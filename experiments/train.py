@@ -51,7 +51,11 @@ def train(cfg: DictConfig) -> None:
         raise RunFailed(f"{run.path}: diverged before, {run.error()}")
     else:
         trainer = make_trainer(cfg)  # bad input shows here, before anything is written
-        if run.acquire():
+        try:
+            mine = run.acquire()
+        except OSError as error:
+            raise ConfigError(f"runtime.runs: {cfg.runtime.runs} cannot be written ({error.strerror})") from error
+        if mine:
             try:
                 if run.state not in ("done", "diverged"):  # another process may have finished it in the meantime
                     _train(cfg, run, trainer if _restore(run, trainer) else make_trainer(cfg))
@@ -74,17 +78,23 @@ def make_trainer(cfg: DictConfig) -> Trainer:
     device = _device(cfg.runtime.device)
     torch.set_num_threads(cfg.runtime.threads or _threads())
     torch.backends.cudnn.benchmark = cfg.cudnn_benchmark and not cfg.deterministic
-    torch.use_deterministic_algorithms(cfg.deterministic)
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if cfg.deterministic != torch.are_deterministic_algorithms_enabled():  # asked first: setting it imports torch's compiler
+        torch.use_deterministic_algorithms(cfg.deterministic)
     # TF32 for convolutions and recurrent layers; matrix products stay in float32, so that the methods' maths does
     torch.backends.cudnn.allow_tf32 = cfg.precision == "tf32"
 
     bundle = make_bundle(cfg, device)
     torch.manual_seed(generator(cfg.seed, "init", "cpu").initial_seed())
-    net = build(cfg.model, "model")(num_classes=bundle.num_classes).to(device)
+    net = build(cfg.model, "model", num_classes=bundle.num_classes, _partial_=False).to(device)
     regularizers = {name: build(node, f"method.{name}") for name, node in cfg.method.items()}
-    return Trainer(cfg, bundle, net, regularizers, build(cfg.schedule, "schedule"))
+    schedule = build(cfg.schedule, "schedule")
+    try:
+        schedule(0.0, [])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"schedule: {first_line(error)}") from error
+    return Trainer(cfg, bundle, net, regularizers, schedule)
 
 
 def make_bundle(cfg: DictConfig, device: str) -> Bundle:
@@ -98,19 +108,17 @@ def make_bundle(cfg: DictConfig, device: str) -> Bundle:
 
 
 def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
-    from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
+    from experiments.board import open_board
+    from experiments.trainer import Diverged
+
     run.write("config.yaml", OmegaConf.to_yaml(cfg))
-    if trainer.step == 0:
-        for old in run.path.glob("events.*"):
-            old.unlink()
-    board = SummaryWriter(str(run.path), purge_step=trainer.step + 1 if trainer.step else None)
+    board = open_board(run.path, cfg, trainer.step)
     bar = tqdm(total=trainer.epochs * trainer.steps_per_epoch, initial=trainer.step, desc=run.path.name, disable=None, leave=False)
     summary: dict[str, Any] = {}
     shown = time.monotonic()
     try:
-        _hparams(board, cfg)
         while trainer.epoch < trainer.epochs:
             known = len(trainer.rows)
             trainer.train_epoch(bar.update)
@@ -127,8 +135,6 @@ def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
                 print(f"{run.path.name} {line}", flush=True)
                 shown = time.monotonic()
     except Exception as error:
-        from experiments.trainer import Diverged
-
         if not isinstance(error, Diverged):
             run.fail(traceback.format_exc())
             raise RunFailed(f"{run.path}: failed, {type(error).__name__}: {error} (the traceback is in error.txt there)") from error
@@ -181,7 +187,6 @@ def _provenance(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     return {
         "id": store.run_id(cfg),
         "profile": cfg.profile.name,
-        "precision": cfg.precision,
         "data": trainer.bundle.variant,
         "samples": {split: len(values[1]) for split, values in trainer.bundle.splits.items()},
         "parameters": sum(p.numel() for p in trainer.net.parameters()),
@@ -207,21 +212,6 @@ def commit() -> dict[str, Any]:
         return {"commit": git("rev-parse", "--short=10", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": "unknown", "dirty": None}
-
-
-def _hparams(board: Any, cfg: DictConfig) -> None:
-    """TensorBoard's HParams tab: session info only. The schema that add_hparams writes too hides other runs' columns there."""
-    from torch.utils.tensorboard.summary import hparams
-
-    flat = {"dataset": cfg.dataset._target_, "model": cfg.model._target_, "norm": cfg.norm._target_, "method": "+".join(cfg.method)}
-    flat = {key: value.rsplit(".", 1)[-1] for key, value in flat.items()}
-    nodes = {"optim": cfg.optim} | {f"method.{name}": node for name, node in cfg.method.items()}
-    values = {f"{name}.{key}": value for name, node in nodes.items() for key, value in node.items() if isinstance(value, bool | int | float)}
-    values |= {key: cfg[key] for key in ("seed", "epochs", "batch_size", "precision", "balanced")}
-    _, start, end = hparams(flat | values | {"profile": cfg.profile.name}, {})
-    board.file_writer.add_summary(start)
-    board.file_writer.add_summary(end)
-    board.add_text("config", "    " + OmegaConf.to_yaml(cfg).replace("\n", "\n    "))
 
 
 def _device(wanted: str) -> str:

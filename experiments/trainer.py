@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
 from data.bundle import Batch, Bundle
-from experiments.optim import Schedule
+from experiments.optim import Schedule, sgd
 from models.net import Net, record
 from regularizers.base import Pass, Regularizer
 
@@ -56,9 +56,7 @@ class Trainer:
         self.prepare_methods()
         self.net.to(memory_format=torch.channels_last)
         parameters = [*net.parameters(), *(p for method in self.regularizers.values() for p in method.parameters())]
-        self.optimizer = torch.optim.SGD(
-            parameters, lr=cfg.optim.lr, momentum=cfg.optim.momentum, weight_decay=cfg.optim.weight_decay, fused=True
-        )
+        self.optimizer = sgd(parameters, cfg.optim.lr, cfg.optim.momentum, cfg.optim.weight_decay)
 
     def prepare_methods(self) -> None:
         """Show each method one pass, in evaluation mode and with a generator of its own, so that nothing of the run moves."""
@@ -166,6 +164,11 @@ class Trainer:
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
 
+    def synchronise(self) -> None:
+        """Wait for the device: for clocks only."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     # the state
 
     def state(self) -> dict[str, Any]:
@@ -214,5 +217,7 @@ def evaluation_steps(epochs: int, steps_per_epoch: int, every: int | None, dense
     ends = {(epoch + 1) * steps_per_epoch for epoch in range(epochs)}
     if every is None:
         return sorted(ends)
-    between = {start + step for start in range(0, epochs * steps_per_epoch, steps_per_epoch) for step in range(every, steps_per_epoch, every)}
+    between = {
+        start + step for start in range(0, epochs * steps_per_epoch, steps_per_epoch) for step in range(every, steps_per_epoch, every)
+    }
     return sorted(ends | set(sorted(ends | between)[-dense:] if dense else ()))

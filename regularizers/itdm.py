@@ -1,4 +1,4 @@
-"""ITDM: the features of two mini-batches are matched by their MMD (In-Training Distribution Matching, eqs. 8 and 9)."""
+"""ITDM: the features of two mini-batches are matched by their MMD (In-Training Distribution Matching, eqs. 3 to 6)."""
 
 from __future__ import annotations
 

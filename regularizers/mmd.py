@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy between two samples, and between the classes of two labelled samples at once (ITDM, section 3)."""
+"""Maximum mean discrepancy between two samples, and between the classes of two labelled samples at once (ITDM, section 3.1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MULTIPLIERS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 def mmd(x: Tensor, y: Tensor, multipliers: Sequence[float] = MULTIPLIERS, bandwidth: str | float = "pooled") -> Tensor:
-    """MMD(x, y) of x [n, d] and y [m, d] -> scalar in [0, sqrt(2)]: the biased V-statistic, square root taken (ITDM, eq. 1).
+    """MMD(x, y) of x [n, d] and y [m, d] -> scalar in [0, sqrt(2)]: the biased V-statistic, square root taken (ITDM, section 3.1).
 
     The kernel is the mean over `multipliers` c of exp(-|x - y|^2 / (c s)), with no factor 2 (section 4.2). `bandwidth` s is a
     number, or the median squared distance over "pooled" (all pairs of [x; y], diagonal included, as the authors' code),

@@ -67,7 +67,8 @@ def root(squared: float) -> float:
 def gradients(x: Tensor, y: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
     value = mmd(x, y, **options)
-    return value.detach(), *torch.autograd.grad(value, (x, y))
+    gx, gy = torch.autograd.grad(value, (x, y))
+    return value.detach(), gx, gy
 
 
 # The value

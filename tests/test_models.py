@@ -14,7 +14,7 @@ from models.net import Net, Tap, record
 from models.norm import BatchNorm, group
 
 torch.set_num_threads(1)
-TAPS = {
+TAPS: dict[str, list[tuple[int, ...]]] = {
     "net2c": [(20, 24, 24), (50, 8, 8), (100,)],
     "net5c": [(32, 26, 26), (64, 24, 24), (128, 24, 24), (256, 10, 10), (512, 8, 8)],
 }
@@ -192,6 +192,7 @@ def test_batch_norm_by_hand() -> None:
         values = x[:, c].double()
         mean, var = values.mean(), values.var(correction=0)
         torch.testing.assert_close(out[:, c].double(), (values - mean) / (var + 1e-5).sqrt(), rtol=1e-5, atol=1e-5)
+        assert layer.running_mean is not None and layer.running_var is not None
         assert layer.running_mean[c].item() == pytest.approx(0.1 * mean.item(), rel=1e-5)
         assert layer.running_var[c].item() == pytest.approx(0.9 + 0.1 * values.var().item(), rel=1e-5)
 

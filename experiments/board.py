@@ -1,0 +1,34 @@
+"""What TensorBoard shows of a run, besides its scalars: the HParams tab and the config as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+
+def open_board(path: Path, cfg: DictConfig, step: int) -> SummaryWriter:
+    """A writer of events in the run's folder. A run that goes on after `step` hides what was written later; a new one starts afresh."""
+    if step == 0:
+        for old in path.glob("events.*"):
+            old.unlink()
+    board = SummaryWriter(str(path), purge_step=step + 1 if step else None)
+    # The session's start and end only: the schema that add_hparams writes besides makes TensorBoard show one run's columns for all.
+    _, start, end = hparams(settings(cfg), {})
+    assert board.file_writer is not None
+    board.file_writer.add_summary(start)
+    board.file_writer.add_summary(end)
+    board.add_text("config", "    " + OmegaConf.to_yaml(cfg).replace("\n", "\n    "))
+    return board
+
+
+def settings(cfg: DictConfig) -> dict[str, bool | int | float | str]:
+    """The config's choices and numbers, flat, as the HParams tab takes them: lists are left out."""
+    targets = {group: str(cfg[group]._target_).rsplit(".", 1)[-1] for group in ("dataset", "model", "norm")}
+    nodes = {"optim": cfg.optim} | {f"method.{name}": node for name, node in cfg.method.items()}
+    pairs = {f"{path}.{key}": value for path, node in nodes.items() for key, value in node.items()}
+    numbers = {key: value for key, value in pairs.items() if isinstance(value, bool | int | float)}
+    plain = {key: cfg[key] for key in ("seed", "epochs", "batch_size", "precision", "balanced")}
+    return {**targets, "method": "+".join(cfg.method) or "vanilla", **numbers, **plain, "profile": cfg.profile.name}

@@ -1,0 +1,40 @@
+"""What a run is, without training it: `runtime.dry_run=true`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+from torch import nn
+
+from experiments import plan, store
+from experiments.train import folder, make_trainer
+from models.net import Tap
+
+
+def describe(cfg: DictConfig) -> str:
+    """Id and folder, parameters, taps, norm layers, batches, evaluations, estimated time: one line each. Writes nothing."""
+    run, trainer = folder(cfg), make_trainer(cfg)
+    modules = list(trainer.net.modules())
+    count = sum(p.numel() for p in trainer.net.parameters())
+    extra = sum(p.numel() for method in trainer.regularizers.values() for p in method.parameters())
+    norms = [
+        module for module in modules if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm) or hasattr(module, "norm_layer")
+    ]
+    samples = ", ".join(f"{len(y):,} {split}" for split, (_, y) in trainer.bundle.splits.items())
+    steps = trainer.epochs * trainer.steps_per_epoch
+    cost = plan.stored(Path(cfg.runtime.runs)).get(plan.kind(cfg)) or plan.measure(cfg)
+    lines = {
+        "run": store.run_id(cfg),
+        "folder": f"{run.path} ({run.state})",
+        "data": f"{trainer.bundle.variant}: {samples} images, {trainer.bundle.num_classes} classes",
+        "parameters": f"{count:,}" + (f" and {extra:,} of methods" if extra else ""),
+        "taps": sum(isinstance(module, Tap) for module in modules),
+        "norm layers": f"{len(norms)}" + (f" ({type(norms[0]).__name__})" if norms else ""),
+        "methods": ", ".join(trainer.regularizers) or "none",
+        "batches": f"{trainer.steps_per_epoch:,} steps of {cfg.batch_size} an epoch, {trainer.epochs} epochs, {steps:,} steps",
+        "evaluations": len(trainer.evaluations),
+        "device": f"{trainer.device}, precision {cfg.precision}",
+        "time": f"{(cost.epoch * trainer.epochs + cost.extra) / 60:.1f} minutes (from {cost.source})",
+    }
+    return "\n".join(f"{name + ':':<13}{text}" for name, text in lines.items())

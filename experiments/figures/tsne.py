@@ -1,0 +1,102 @@
+"""t-SNE maps of the last hidden layer on test samples, and the silhouette score of the features themselves (ITDM, figures 2 and 6)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import store
+from experiments.figure import Drawing, Runs, canvas, label
+
+
+def draw(runs: Runs, limit: int = 2000, perplexity: float = 30) -> Drawing:
+    """One panel for each row and data set: the first seed's map of at most `limit` test samples, coloured by class.
+
+    The paper reads "clearer margins" off such maps. The silhouette score is that as a number: computed on the features, before any
+    map, by class, for every seed; -1 to 1, higher is better apart. Perplexity and the rest are ours, the paper gives none (A.3).
+    """
+    panels = runs.panels()
+    rows = list(dict.fromkeys(map(tuple, runs.wanted[["row", "choice"]].values)))
+    picture, axes = canvas(len(rows), len(panels), width=max(3.4, 2.5 * len(panels)), height=2.6)
+    parts, texts = [], []
+    for line, (row, choice) in zip(axes, rows, strict=True):
+        for axis, (panel, jobs) in zip(line, panels.items(), strict=True):
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(True)
+            known = {"panel": panel, "row": row, "choice": choice}
+            name = f"{panel + ', ' if panel else ''}{label(row, choice)}"
+            mine = jobs[(jobs["row"] == row) & (jobs["choice"] == choice) & jobs["id"].isin(list(runs.done))]
+            scores: list[float] = []
+            for job in mine.itertuples():
+                h, y = features(runs.done[job.id], runs.runtime, limit)
+                scores.append(silhouette(h, y))
+                parts.append(pd.DataFrame([known | {"seed": job.seed, "kind": "silhouette", "value": scores[-1]}]))
+                if len(scores) == 1:
+                    at = embed(h, perplexity)
+                    dots = axis.scatter(at[:, 0], at[:, 1], c=y, cmap="tab10" if y.max() < 10 else "tab20", s=2, linewidths=0)
+                    parts.append(pd.DataFrame({"x": at[:, 0], "y": at[:, 1], "label": y}).assign(kind="point", seed=job.seed, **known))
+            number = "not run" if mine.empty else f"{np.mean(scores):.3f}" + (f" ± {np.std(scores, ddof=1):.3f}" if len(scores) > 1 else "")
+            axis.set_title(f"{name}\nsilhouette {number}")
+            texts.append(f"{name}: silhouette of the features {number}" + (f" over {len(scores)} seeds" if len(scores) > 1 else ""))
+    numbers = pd.concat(parts, ignore_index=True)
+    about = f"t-SNE coordinates (no unit) of at most {limit} test samples; class:"
+    handles, names = dots.legend_elements(num=np.unique(y).tolist())
+    picture.legend(handles, names, title=about, loc="outside lower center", ncols=10, title_fontsize=7, columnspacing=1)
+    return Drawing(picture, numbers, texts)
+
+
+def features(run: store.Run, runtime: DictConfig, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """A finished run's last hidden layer h [n, d] in evaluation mode, and the classes [n], of at most `limit` test samples.
+
+    The same number of each class where there are as many; which ones, no run decides.
+    """
+    import torch
+
+    from data.bundle import Batch
+    from experiments.train import make_trainer
+
+    cfg = OmegaConf.load(run.path / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    cfg.runtime = runtime  # the run's own may name another machine's device and folders
+    trainer = make_trainer(cfg)
+    state = torch.load(run.path / "checkpoint.pt", map_location=trainer.device, weights_only=True)
+    trainer.net.load_state_dict(state["net"])
+    trainer.net.eval()
+    x, y = trainer.bundle.splits["test"]
+    chosen = torch.from_numpy(balanced(y.cpu().numpy(), limit)).to(y.device)
+    with torch.inference_mode():
+        batches = (Batch(trainer.bundle.prepare(x[some]), y[some], y[some]) for some in chosen.split(cfg.evaluate.batch_size))
+        parts = [trainer.forward(batch).features for batch in batches]
+    return torch.cat(parts).float().flatten(1).cpu().numpy(), y[chosen].cpu().numpy()
+
+
+def balanced(y: np.ndarray, limit: int) -> np.ndarray:
+    """Indices of at most limit // K samples of each of the K classes, drawn with a seed of its own."""
+    shuffled = np.random.default_rng(0).permutation(len(y))
+    classes = np.unique(y)
+    return np.sort(np.concatenate([shuffled[y[shuffled] == one][: max(1, limit // len(classes))] for one in classes]))
+
+
+def collapsed(h: np.ndarray) -> bool:
+    """Whether all samples have the same features [n, d], up to rounding."""
+    return bool(np.ptp(h, axis=0).max() <= 1e-5 * np.abs(h).max())
+
+
+def silhouette(h: np.ndarray, y: np.ndarray) -> float:
+    """Mean over the samples of (b - a) / max(a, b): a, b the mean distances to the own and to the nearest other class (Rousseeuw 1987).
+
+    0 for a collapsed net, as for equal points: what is left of its distances is rounding.
+    """
+    from sklearn.metrics import silhouette_score
+
+    return 0.0 if collapsed(h) else float(silhouette_score(h, y))
+
+
+def embed(h: np.ndarray, perplexity: float) -> np.ndarray:
+    """The map [n, 2]; of a collapsed net one point, since t-SNE's start divides by the spread and then crashes."""
+    from sklearn.manifold import TSNE
+
+    if collapsed(h):
+        return np.zeros((len(h), 2))
+    return TSNE(2, perplexity=min(perplexity, (len(h) - 1) / 3), init="pca", random_state=0).fit_transform(h)

@@ -1,0 +1,111 @@
+"""What a run or a table would cost, before it is started: from stored runs of the same kind, else from a few timed steps."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import store
+from experiments.config import ConfigError
+from experiments.launch import compose
+from experiments.spec import Table
+from experiments.train import make_trainer
+
+TIMED_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of one epoch, and where the figure comes from. A run with dense evaluations at its end takes `extra` seconds more."""
+
+    epoch: float
+    extra: float
+    source: str
+
+
+def kind(cfg: DictConfig) -> str:
+    """What decides the cost of an epoch: two runs of one kind differ in seed, length, weights and learning rates only."""
+    keys = ("dataset", "model", "norm", "batch_size", "balanced", "precision", "deterministic")
+    parts = {key: OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in keys}
+    profile = {key: cfg.profile[key] for key in ("train", "test", "steps", "embedded")}
+    methods = [name for name, node in cfg.method.items() if node.get("weight", 1) != 0]
+    return json.dumps([parts, profile, methods, cfg.evaluate.every is None], sort_keys=True)
+
+
+def stored(root: Path) -> dict[str, Estimate]:
+    """One estimate per kind, from the finished run that was finished last."""
+    found = {}
+    for path in sorted(root.glob("*/*/result.json"), key=lambda path: path.stat().st_mtime):
+        result = store.Run(path.parent).result()
+        if result is None or "diverged" in result or not (path.parent / "config.yaml").exists():
+            continue
+        seconds = result["seconds"] / result["epochs"]
+        found[kind(OmegaConf.load(path.parent / "config.yaml"))] = Estimate(seconds, 0, f"a stored run, {result['device']}")  # type: ignore[arg-type]
+    return found
+
+
+def measure(cfg: DictConfig) -> Estimate:
+    """Times a few steps and one evaluation of this run; nothing is stored. Raises ConfigError when its data is missing."""
+    trainer = make_trainer(cfg)
+    batches = list(zip(trainer.batches(), range(TIMED_STEPS + 2), strict=False))
+    start = time.perf_counter()
+    for (batch, second), step in batches:
+        if step == min(2, len(batches) - 1):  # the first steps pay for what later ones find ready
+            trainer.synchronise()
+            start = time.perf_counter()
+        trainer.train_step(batch, second)
+    trainer.synchronise()
+    seconds = (time.perf_counter() - start) / max(1, len(batches) - 2)
+    start = time.perf_counter()
+    trainer.evaluate("test")
+    evaluation = time.perf_counter() - start
+    dense = len(trainer.evaluations) - trainer.epochs
+    return Estimate(trainer.steps_per_epoch * seconds + evaluation, dense * evaluation, f"{TIMED_STEPS} timed steps")
+
+
+def epochs(cfg: DictConfig) -> int:
+    return max(1, round(cfg.epochs * cfg.profile.epochs))
+
+
+def plan(table: Table, wanted: pd.DataFrame, cfg: DictConfig) -> str:
+    """For each row: its runs, what state they are in, and the hours that are missing, as Markdown."""
+    known = stored(Path(cfg.runtime.runs))
+    found = store.find(Path(cfg.runtime.runs), wanted["id"])
+    states = {identity: run.state for identity, run in found.items()}
+    lines, total, sources = [], 0.0, {}
+    counted: set[str] = set()
+    for row in table.rows:
+        mine = wanted[wanted["row"] == row.label].drop_duplicates("id")
+        mine = mine.assign(state=mine["id"].map(states).fillna("missing"), shared=mine["id"].isin(counted))
+        counted |= set(mine["id"])
+        hours = 0.0
+        for job in mine[~mine["shared"] & ~mine["state"].isin(["done", "diverged"])].to_dict("records"):
+            one = compose(job["overrides"], [job["seed"]])[0]
+            if (key := kind(one)) not in known:
+                try:
+                    known[key] = measure(one)
+                except ConfigError as error:
+                    known[key] = Estimate(math.nan, 0, str(error))
+            sources[known[key].source] = math.isnan(known[key].epoch)
+            hours += (known[key].epoch * epochs(one) + known[key].extra) / 3600
+        count = mine["state"].value_counts()
+        line = {"": row.label, "runs": len(mine), "shared": int(mine["shared"].sum())}
+        line |= {state: int(count.get(state, 0)) for state in ("done", "running", "resumable", "failed", "diverged", "missing")}
+        lines.append(line | {"hours": "?" if math.isnan(hours) else f"{hours:.2f}"})
+        total += 0 if math.isnan(hours) else hours
+    text = pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+    unknown = [source for source, missing in sources.items() if missing]
+    basis = [source for source, missing in sources.items() if not missing]
+    notes = [
+        f"{wanted['id'].nunique()} different runs, {'at least ' if unknown else ''}{total:.2f} hours one after another"
+        + (f"; estimated from {'; '.join(basis)}" if basis else ""),
+        *(f"unknown: {source}" for source in unknown),
+        "shared: runs that an earlier row has too",
+    ]
+    return "\n".join([f"## {table.title}: the plan", "", text, "", *(f"- {note}" for note in notes)])

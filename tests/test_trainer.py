@@ -1,0 +1,413 @@
+"""The trainer: paired runs, exact resume, the evaluation, the schedule, divergence, and what one step costs."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from test_mmd import Calls
+from torch import Tensor
+
+from data.bundle import Batch
+from experiments.cli import CONF
+from experiments.config import check, options
+from experiments.optim import constant, steps
+from experiments.train import make_trainer
+from experiments.trainer import Diverged, Trainer, evaluation_steps, generator
+
+SMALL = ["dataset=digits", "model=net2c", "norm=bn", "epochs=2", "batch_size=20", "profile.train=100", "profile.test=60"]
+METHODS = [name for name in options("method") if name != "vanilla"]
+COMPOSED = "[itdm_c,label_smoothing]"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that these tests cache outlives them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
+def config(*overrides: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("config", [*SMALL, "runtime.threads=1", "runtime.device=cpu", *overrides])
+    OmegaConf.resolve(cfg)
+    check(cfg)
+    return cfg
+
+
+def trainer(*overrides: str) -> Trainer:
+    return make_trainer(config(*overrides))
+
+
+def train(*overrides: str, epochs: int = 2) -> Trainer:
+    made = trainer(*overrides)
+    for _ in range(epochs):
+        made.train_epoch()
+    return made
+
+
+def strength(method: str) -> str | None:
+    """The option that is the method's weight, if it has one."""
+    node = OmegaConf.load(CONF / "method" / f"{method}.yaml")
+    return next((f"method.{method}.{key}" for key in ("weight", "smoothing") if key in node), None)
+
+
+def same(one: Any, two: Any) -> bool:
+    """Equal bit for bit, however nested."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(value, two[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(same(a, b) for a, b in zip(one, two, strict=True))
+    return one == two
+
+
+def parameters(made: Trainer) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in made.net.named_parameters()}
+
+
+def buffers(made: Trainer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in made.net.named_buffers()}
+
+
+def watch(made: Trainer, see: Callable[[Batch, Batch | None], None]) -> Trainer:
+    """Show each step's batches, before it is taken."""
+    step = made.train_step
+
+    def train_step(batch: Batch, second: Batch | None) -> None:
+        see(batch, second)
+        step(batch, second)
+
+    made.train_step = train_step  # type: ignore[method-assign]
+    return made
+
+
+# Runs that can be compared
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if strength(name) is not None])
+def test_weight_zero_is_vanilla_bit_for_bit(method: str) -> None:
+    vanilla, zero, plain = train(), train(f"method={method}", f"{strength(method)}=0"), train(f"method={method}")
+    assert same(parameters(vanilla), parameters(zero)) and same(buffers(vanilla), buffers(zero))
+    assert same(vanilla.rows, zero.rows) and len(vanilla.rows) == 2
+    assert not same(parameters(vanilla), parameters(plain))
+
+
+@pytest.mark.parametrize("method", ["itdm_c", "itdm_j"])
+def test_second_forward_of_the_baseline_moves_only_buffers(method: str) -> None:
+    on = [f"method={method}", f"method.{method}.weight=0", f"method.{method}.baseline_second_forward=true"]
+    vanilla, second = train(), train(*on)
+    assert same(parameters(vanilla), parameters(second))
+    for name, value in buffers(second).items():
+        assert not torch.equal(value, buffers(vanilla)[name]), name
+        if name.endswith("num_batches_tracked"):
+            assert value == 2 * buffers(vanilla)[name] == 20
+    assert [row["train/ce"] for row in vanilla.rows] == [row["train/ce"] for row in second.rows]
+    assert all(f"train/{method}" not in row for row in second.rows)
+    assert same(train("norm=none").net.state_dict(), train("norm=none", *on).net.state_dict())
+
+
+def seen(*overrides: str, epochs: int = 2) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
+    """The initial weights, and the first batch of every step."""
+    made, batches = trainer(*overrides), []
+    start = parameters(made)
+    watch(made, lambda batch, second: batches.append((batch.x.clone(), batch.y.clone())))
+    for _ in range(epochs):
+        made.train_epoch()
+    return start, batches
+
+
+@pytest.mark.parametrize("method", [*METHODS, COMPOSED])
+@pytest.mark.parametrize("balanced", ["true", "false"])
+def test_methods_of_one_seed_start_alike_and_see_the_same_batches(method: str, balanced: str) -> None:
+    start, batches = seen(f"balanced={balanced}")
+    other_start, other_batches = seen(f"balanced={balanced}", f"method={method}")
+    assert len(batches) == 10
+    assert same(start, other_start) and same(batches, other_batches)
+    assert not torch.equal(batches[0][0], batches[5][0])  # each epoch has an order of its own
+
+
+def test_seeds_differ() -> None:
+    start, batches = seen("seed=1", epochs=1)
+    other_start, other_batches = seen("seed=2", epochs=1)
+    assert not any(torch.equal(a[0], b[0]) for a, b in zip(batches, other_batches, strict=True))
+    assert not any(torch.equal(value, other_start[name]) for name, value in start.items() if name.endswith("0.weight"))
+    draws = [torch.rand(4, generator=generator(seed, name, "cpu")).tolist() for seed in (0, 1, 2) for name in ("data", "second", "init")]
+    assert len({tuple(draw) for draw in draws}) == 9
+
+
+def test_second_batches_are_balanced_too_and_independent() -> None:
+    pairs: list[tuple[Batch, Batch]] = []
+    made = watch(trainer("method=itdm_c"), lambda batch, second: pairs.append((batch, second)))  # type: ignore[arg-type]
+    made.train_epoch()
+    assert len(pairs) == 5
+    for batch, second in pairs:
+        assert torch.bincount(batch.y, minlength=10).tolist() == torch.bincount(second.y, minlength=10).tolist() == [2] * 10
+        assert not torch.equal(batch.x, second.x)
+    one, two = (torch.cat([pair[side].x for pair in pairs]).flatten(1).sum(1).sort().values for side in (0, 1))
+    assert torch.equal(one, two)  # the same training set, each sample once
+    vanilla: list[Batch | None] = []
+    watch(trainer(), lambda batch, second: vanilla.append(second)).train_epoch()
+    assert vanilla == [None] * 5
+
+
+# The step
+
+
+def test_vanilla_step_is_the_sgd_of_the_books() -> None:
+    # without BN: torch's channels_last BN sums in float32, and its rounding would move the maxima of the pooling
+    made = trainer("norm=none", "optim.lr=0.1", "optim.momentum=0.5", "optim.weight_decay=0.01", "schedule=constant")
+    net = copy.deepcopy(made.net).double()
+    velocity = {name: torch.zeros_like(value) for name, value in net.named_parameters()}
+
+    def step(batch: Batch, _: Batch | None) -> None:
+        logits = net(batch.x.double())
+        ce = (logits.exp().sum(1).log() - logits[torch.arange(len(batch.y)), batch.y]).mean()
+        for (name, value), gradient in zip(net.named_parameters(), torch.autograd.grad(ce, list(net.parameters())), strict=True):
+            velocity[name] = 0.5 * velocity[name] + gradient + 0.01 * value.detach()
+            value.data -= 0.1 * velocity[name]
+
+    watch(made, step).train_epoch()
+    for name, value in net.named_parameters():
+        torch.testing.assert_close(made.net.get_parameter(name).double(), value, rtol=1e-4, atol=1e-6)
+
+
+def test_weight_decay_is_off_by_default() -> None:
+    assert [group["weight_decay"] for group in trainer().optimizer.param_groups] == [0]
+
+
+@pytest.mark.parametrize("method", ["itdm_c", "itdm_j"])
+def test_cross_entropy_of_the_first_batch_does_not_feel_the_second(method: str) -> None:
+    made = trainer(f"method={method}")
+    (batch, second), (_, third) = list(made.batches())[:2]
+    found = []
+    for other in (second, third, batch):
+        terms = made.loss(batch, other)[1]
+        found.append(torch.autograd.grad(terms["ce"], list(made.net.parameters())))
+    assert same(found[0], found[1]) and same(found[0], found[2])
+    net = copy.deepcopy(trainer().net)  # the same weights, without a second forward
+    logits = net(batch.x)
+    wanted = torch.autograd.grad((logits.logsumexp(1) - logits.gather(1, batch.y[:, None])[:, 0]).mean(), list(net.parameters()))
+    torch.testing.assert_close(found[0], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_loss_is_the_sum_of_its_terms_and_rows_hold_their_means() -> None:
+    made, losses = trainer(f"method={COMPOSED}"), []
+    loss = made.loss
+
+    def recorded(batch: Batch, second: Batch | None) -> tuple[Tensor, dict[str, Tensor]]:
+        total, terms = loss(batch, second)
+        losses.append((total.item(), {name: term.item() for name, term in terms.items()}))
+        return total, terms
+
+    made.loss = recorded  # type: ignore[method-assign]
+    for _ in range(2):
+        made.train_epoch()
+    assert all(total == pytest.approx(sum(terms.values()), rel=1e-6) for total, terms in losses)
+    for epoch, row in enumerate(made.rows):
+        for name in ("ce", "itdm_c"):
+            assert row[f"train/{name}"] == pytest.approx(sum(terms[name] for _, terms in losses[5 * epoch : 5 * epoch + 5]) / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize(("norm", "wanted"), [("bn", 0.857600), ("none", 2.221142)])
+def test_first_epoch_has_the_numbers_it_always_had(norm: str, wanted: float) -> None:
+    made = make_trainer(config(f"norm={norm}", "batch_size=50", "profile.train=null", "profile.test=100"))
+    made.net.double()  # so that another CPU's rounding does not show; in float32, BN moves it in the third digit
+    forward = made.forward
+    made.forward = lambda batch: forward(replace(batch, x=batch.x.double()))  # type: ignore[method-assign]
+    made.train_epoch()
+    assert made.rows[0]["train/ce"] == pytest.approx(wanted, abs=1e-4)
+
+
+# The state
+
+
+@pytest.mark.parametrize("method", ["vanilla", *METHODS, COMPOSED])
+def test_resume_is_exact(method: str) -> None:
+    overrides = [f"method={method}", "epochs=4", "schedule.at=[2]", "evaluate.every=2", "profile.steps=4"]
+    whole, file = train(*overrides, epochs=2), io.BytesIO()
+    torch.save(whole.state(), file)
+    for _ in range(2):
+        whole.train_epoch()
+
+    resumed = train(*overrides, epochs=1)  # somewhere else altogether: all that counts must come from the state
+    torch.manual_seed(99)
+    file.seek(0)
+    resumed.load(torch.load(file, weights_only=True))
+    assert (resumed.epoch, resumed.step) == (2, 8)
+    for _ in range(2):
+        resumed.train_epoch()
+
+    one, two = whole.state(), resumed.state()
+    assert len(one["rows"]) >= 4 and one["optimizer"]["state"]
+    for part in one:
+        assert part == "seconds" or same(one[part], two[part]), part
+    assert same(train(*overrides, epochs=4).state()["net"], one["net"])  # and saving changed nothing
+
+
+def test_state_holds_every_generator() -> None:
+    made = trainer(f"method={COMPOSED}")
+    assert set(made.state()["rngs"]) == {"data", "second", "itdm_c", "label_smoothing"}
+    before = made.state()["rngs"]
+    made.train_epoch()
+    after = made.state()["rngs"]
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["data", "second"]
+
+
+# The evaluation
+
+
+@pytest.mark.parametrize("norm", ["bn", "none"])
+def test_evaluation_by_hand(norm: str) -> None:
+    made = train(f"norm={norm}", "optim.lr=0.2", epochs=1)
+    found = made.evaluate("test")
+    net = copy.deepcopy(made.net).double().eval()
+    right, ce, square, count = 0, 0.0, 0.0, 0
+    for image, label in zip(*made.bundle.splits["test"], strict=True):
+        h = net.features(made.bundle.prepare(image[None]).double())
+        logits = net.classifier(h)[0].tolist()
+        right += logits.index(max(logits)) == label.item()
+        ce += math.log(math.fsum(map(math.exp, logits))) - logits[label.item()]
+        square += h.square().mean().item()
+        count += 1
+    assert count == 60 and 0 < right < 60
+    assert found["accuracy"] == pytest.approx(100 * right / 60, abs=1e-9)
+    assert found["error"] == pytest.approx(100 - 100 * right / 60, abs=1e-9)
+    assert found["ce"] == pytest.approx(ce / 60, rel=1e-5)
+    assert found["feature_rms"] == pytest.approx(math.sqrt(square / 60), rel=1e-5)
+
+
+def test_evaluation_does_not_depend_on_its_batch_size() -> None:
+    rows = [train(f"evaluate.batch_size={size}", epochs=1).rows[0] for size in (1, 7, 60, 1000)]
+    for row in rows[1:]:
+        assert row == pytest.approx(rows[0], rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["vanilla", COMPOSED])
+def test_evaluation_leaves_no_trace(method: str) -> None:
+    made = train(f"method={method}", epochs=1)
+    before = copy.deepcopy(made.state())
+    first = made.evaluate("test")
+    assert made.evaluate("test") == first and made.evaluate("train") != first
+    assert same(before, made.state())
+    assert all(module.training for module in made.net.modules()) and not made.activations
+
+
+def test_evaluation_steps_without_every() -> None:
+    for dense in (0, 10):
+        assert list(evaluation_steps(3, 7, None, dense)) == [7, 14, 21]
+
+
+def test_evaluation_steps_of_the_protocol() -> None:
+    found = list(evaluation_steps(50, 400, 50, 10))
+    ends = [400 * epoch for epoch in range(1, 51)]
+    last = [19_550, 19_600, 19_650, 19_700, 19_750, 19_800, 19_850, 19_900, 19_950, 20_000]
+    assert found[-10:] == last  # every 50 steps: 8 points in the last epoch, 2 in the one before
+    assert found == sorted({*ends, *last}) and len(found) == 58
+
+
+def test_evaluation_steps_by_hand() -> None:
+    # 34 steps, every 5: six points and the end of the epoch
+    assert list(evaluation_steps(2, 34, 5, 10)) == [25, 30, 34, 39, 44, 49, 54, 59, 64, 68]
+    assert list(evaluation_steps(2, 34, 5, 0)) == [34, 68]
+    assert list(evaluation_steps(2, 34, 5, 3)) == [34, 59, 64, 68]
+    assert list(evaluation_steps(2, 4, 2, 99)) == [2, 4, 6, 8]
+    assert list(evaluation_steps(2, 3, 50, 10)) == [3, 6]
+
+
+def test_rows_stand_where_the_evaluations_are() -> None:
+    made = train("evaluate.every=2", "evaluate.dense=3")
+    assert [(row["step"], row["epoch"]) for row in made.rows] == [(5, 1.0), (7, pytest.approx(1.4)), (9, pytest.approx(1.8)), (10, 2.0)]
+    assert [row["step"] for row in train("evaluate.every=2", "evaluate.dense=0").rows] == [5, 10]
+
+
+# The schedule
+
+
+def rates(*overrides: str) -> list[float]:
+    """The learning rate of every step, one step an epoch."""
+    made, found = trainer("profile.train=20", "profile.test=10", "profile.steps=1", *overrides), []
+    watch(made, lambda batch, second: found.append(made.optimizer.param_groups[0]["lr"]))
+    while made.epoch < made.epochs:
+        made.train_epoch()
+    assert [row["lr"] for row in made.rows] == found
+    return found
+
+
+PROTOCOL = ["epochs=50", "optim.lr=0.01", "schedule.at=[20,40]", "schedule.factor=0.2"]
+
+
+def test_learning_rate_of_the_printed_protocol() -> None:
+    assert rates(*PROTOCOL) == pytest.approx([0.01] * 20 + [0.002] * 20 + [0.0004] * 10)
+
+
+@pytest.mark.parametrize(("factor", "epochs"), [(0.1, (2, 2, 1)), (0.2, (4, 4, 2)), (0.5, (10, 10, 5)), (0, (1, 0, 0))])
+def test_milestones_move_with_the_profile(factor: float, epochs: tuple[int, int, int]) -> None:
+    wanted = [lr for lr, count in zip((0.01, 0.002, 0.0004), epochs, strict=True) for _ in range(count)]
+    assert rates(*PROTOCOL, f"profile.epochs={factor}") == pytest.approx(wanted)
+
+
+def test_constant_schedule() -> None:
+    assert rates("schedule=constant", "epochs=3", "optim.lr=0.03") == [0.03] * 3
+    assert constant(17, []) == 1
+    assert [steps(epoch, [], [8, 16], 0.5) for epoch in (0, 7.99, 8, 15.9, 16, 99)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("name", ["itdm_grey_j", "itdm_grey_c"])
+def test_experiments_are_the_printed_protocol(name: str) -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("config", [f"experiment={name}"])
+    assert (cfg.epochs, cfg.batch_size, cfg.balanced, cfg.seed, cfg.precision) == (50, 150, True, 1, "fp32")
+    assert (cfg.optim.lr, cfg.optim.momentum, cfg.optim.weight_decay) == (0.01, 0.5, 0)
+    assert (list(cfg.schedule["at"]), cfg.schedule.factor, cfg.evaluate.every, cfg.evaluate.dense) == ([20, 40], 0.2, 50, 10)
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("method", ["vanilla", "itdm_c"])
+def test_divergence_is_said_with_epoch_and_step(method: str) -> None:
+    made = trainer(f"method={method}", "norm=none", "optim.lr=1e6")
+    with pytest.raises(Diverged, match=r"^(train|test)/ce is (nan|inf) at epoch [12] \(step (5|10)\)$"):
+        for _ in range(2):
+            made.train_epoch()
+
+
+# What a step costs
+
+
+def step_calls(*overrides: str) -> tuple[Calls, Calls]:
+    """The dispatcher calls of the second training step, and of its optimizer alone."""
+    made = trainer(*overrides)
+    batches = made.batches()
+    made.train_step(*next(batches))
+    pair = next(batches)
+    with Calls() as whole:
+        made.train_step(*pair)
+    with Calls() as update:
+        made.optimizer.step()
+    return whole, update
+
+
+@pytest.mark.parametrize(("method", "most"), [("vanilla", 190), ("itdm_c", 520)])
+def test_a_step_does_not_wait_for_the_device_and_has_few_calls(method: str, most: int) -> None:
+    whole, update = step_calls("model=net5c", f"method={method}")
+    assert whole.waits == []
+    assert "aten.convolution_backward.default" in whole.names and "aten._fused_sgd_.default" in whole.names
+    assert len(whole.names) <= most
+    assert 0 < len(update.names) <= 6
+
+
+def test_calls_do_not_grow_with_the_batch() -> None:
+    assert len(step_calls("method=itdm_c", "batch_size=20")[0].names) == len(step_calls("method=itdm_c", "batch_size=50")[0].names)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -24,7 +23,6 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments import store
 from experiments.cli import CONF, RunFailed, one_line, stop
 from experiments.config import ConfigError, check, options
-from experiments.train import commit
 
 if TYPE_CHECKING:  # torch is imported when something is measured: --help does without
     from experiments.sides import Side
@@ -162,9 +160,9 @@ def machine(cfg: DictConfig) -> Row:
     """What a ratio depends on besides the code."""
     import torch
 
-    info = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
-    device = torch.cuda.get_device_name() if on_gpu(cfg) else model[1] if model else platform.processor() or platform.machine()
+    from experiments.provenance import commit, device_name
+
+    device = device_name(torch.device("cuda" if on_gpu(cfg) else "cpu"))
     threads = {"threads": cfg.runtime.threads or torch.get_num_threads(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
     return {"device": device, **threads, "torch": torch.__version__, "precision": cfg.precision, "batch_size": cfg.batch_size, **commit()}
 

@@ -17,9 +17,8 @@ def open_board(path: Path, cfg: DictConfig, step: int) -> SummaryWriter:
     board = SummaryWriter(str(path), purge_step=step + 1 if step else None)
     # The session's start and end only: the schema that add_hparams writes besides makes TensorBoard show one run's columns for all.
     _, start, end = hparams(settings(cfg), {})
-    assert board.file_writer is not None
-    board.file_writer.add_summary(start)
-    board.file_writer.add_summary(end)
+    for summary in (start, end):
+        board.file_writer.add_summary(summary)  # type: ignore[attr-defined]
     board.add_text("config", "    " + OmegaConf.to_yaml(cfg).replace("\n", "\n    "))
     return board
 

@@ -97,8 +97,8 @@ def _trend(claim: Claim, group: pd.DataFrame) -> list[Comparison]:
     effect = float(np.mean([stats.spearmanr(range(len(points)), line).statistic for line in values]))
     if len(values) == 1:
         return [Comparison(effect, seeds=1)]
-    test = [float(stats.page_trend_test(direction, method="exact").pvalue) for direction in (values, -values)]
-    return [Comparison(effect, *test, len(values))]
+    holds, fails = (float(stats.page_trend_test(direction, method="exact").pvalue) for direction in (values, -values))
+    return [Comparison(effect, holds, fails, len(values))]
 
 
 def _conclude(tests: list[Comparison], groups: int) -> tuple[str, str]:

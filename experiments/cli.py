@@ -50,12 +50,12 @@ def main(task: Callable[..., Any], config_name: str) -> None:
         stop("interrupted; ask again and it goes on from the last checkpoint", 130)
     finally:
         JobReturn.return_value = plain  # type: ignore[method-assign]
-    for error in errors:
-        if not isinstance(error, (RunFailed, *BAD_INPUT)):
-            raise error
+    for each in errors:
+        if not isinstance(each, (RunFailed, *BAD_INPUT)):
+            raise each
     if errors:
-        lines = dict.fromkeys(str(error) if isinstance(error, RunFailed) else one_line(error) for error in errors)
-        stop("\nretable: ".join(lines), 1 if all(isinstance(error, RunFailed) for error in errors) else 2)
+        lines = dict.fromkeys(str(each) if isinstance(each, RunFailed) else one_line(each) for each in errors)
+        stop("\nretable: ".join(lines), 1 if all(isinstance(each, RunFailed) for each in errors) else 2)
 
 
 def stop(message: str, code: int) -> None:

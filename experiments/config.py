@@ -124,8 +124,8 @@ def wanted(error: OmegaConfBaseException) -> str:
     return next((text for word, text in kinds.items() if word in str(error)), "of another type")
 
 
-def check(cfg: DictConfig) -> None:
-    """Raises ConfigError on the first value that cannot be run."""
+def check(cfg: DictConfig, targets: bool = True) -> None:
+    """Raises ConfigError on the first value that cannot be run. `targets`: that the code takes its options too, which imports it."""
     for path, kind in (("", Config), ("optim", Optim), ("evaluate", Evaluate), ("profile", Profile), ("runtime", Runtime)):
         known = [field.name for field in fields(kind)]
         for key in {*known, *(cfg[path] if path else cfg)} - {"hydra"}:  # +key=value adds any key, ~key deletes one
@@ -144,7 +144,8 @@ def check(cfg: DictConfig) -> None:
         if not (isinstance(node, DictConfig) and "_target_" in node):
             raise ConfigError(f"method.{name}: it has options but is not chosen; add method={name}")
     for path, node in nodes(cfg):
-        resolve(node, path)
+        if targets:
+            resolve(node, path)
         for key, value in node.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{path}.{key}: {value} is not allowed; it must be a finite number")

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from experiments import plan, store
+from experiments.config import build
 from experiments.train import folder, make_trainer
 from models.net import Tap
 
@@ -18,9 +19,8 @@ def describe(cfg: DictConfig) -> str:
     modules = list(trainer.net.modules())
     count = sum(p.numel() for p in trainer.net.parameters())
     extra = sum(p.numel() for method in trainer.regularizers.values() for p in method.parameters())
-    norms = [
-        module for module in modules if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm) or hasattr(module, "norm_layer")
-    ]
+    layer = type(build(cfg.norm, "norm")(8))
+    norms = 0 if layer is nn.Identity else sum(type(module) is layer for module in modules)
     samples = ", ".join(f"{len(y):,} {split}" for split, (_, y) in trainer.bundle.splits.items())
     steps = trainer.epochs * trainer.steps_per_epoch
     cost = plan.stored(Path(cfg.runtime.runs)).get(plan.kind(cfg)) or plan.measure(cfg)
@@ -30,7 +30,7 @@ def describe(cfg: DictConfig) -> str:
         "data": f"{trainer.bundle.variant}: {samples} images, {trainer.bundle.num_classes} classes",
         "parameters": f"{count:,}" + (f" and {extra:,} of methods" if extra else ""),
         "taps": sum(isinstance(module, Tap) for module in modules),
-        "norm layers": f"{len(norms)}" + (f" ({type(norms[0]).__name__})" if norms else ""),
+        "norm layers": f"{norms}" + (f" ({layer.__name__})" if norms else ""),
         "methods": ", ".join(trainer.regularizers) or "none",
         "batches": f"{trainer.steps_per_epoch:,} steps of {cfg.batch_size} an epoch, {trainer.epochs} epochs, {steps:,} steps",
         "evaluations": len(trainer.evaluations),

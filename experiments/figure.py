@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from experiments import store
 from experiments.cli import RunFailed, main
 from experiments.config import ConfigError, build
-from experiments.show import provenance
+from experiments.show import columns, provenance
 from experiments.spec import Table
 from experiments.table import common_overrides, complete, find, jobs, narrowed, output_name, raise_failed
 
@@ -44,9 +44,9 @@ class Runs:
         for name, group in self.wanted.groupby("column", sort=False):
             sets.setdefault(tuple(group["id"]), []).append(str(name))
         found = {}
-        for columns in sets.values():
-            shared = " ".join(word for word in columns[0].split() if all(word in name.split() for name in columns))
-            found[shared or ("" if len(sets) == 1 else " / ".join(columns))] = self.wanted[self.wanted["column"] == columns[0]]
+        for names in sets.values():
+            shared = " ".join(word for word in names[0].split() if all(word in name.split() for name in names))
+            found[shared or ("" if len(sets) == 1 else " / ".join(names))] = self.wanted[self.wanted["column"] == names[0]]
         return found
 
     def same(self, jobs: pd.DataFrame) -> list[str]:
@@ -81,7 +81,7 @@ def label(row: str, choice: str) -> str:
 def run(cfg: DictConfig) -> None:
     """The task that Hydra runs: plan or train, then draw. Raises RunFailed when there is nothing to draw, or runs failed or diverged."""
     table = narrowed(cfg, cfg.figure.runs)
-    wanted = jobs(table, common_overrides())
+    wanted = jobs(table, common_overrides(), targets=cfg.launch)
     if cfg.plan:
         from experiments.plan import plan
 
@@ -94,11 +94,12 @@ def run(cfg: DictConfig) -> None:
     if done:
         from matplotlib import rc_context
 
-        facts = provenance(table, wanted, found)[-2:]  # what comes before is how to read a table's cells
+        facts = provenance(wanted, found)
         out = output_name(cfg, "figure")
         with rc_context(STYLE):  # titles and legends read it when they are made
             drawing = draw(Runs(table, wanted, done, cfg.runtime))
-            write(drawing, cfg.figure.title, facts, wanted, out, cfg.profile.name)
+            about = columns(wanted, found)
+            write(drawing, cfg.figure.title, facts, about, out)
         print("\n".join([f"## {cfg.figure.title}", "", *(f"- {line}" for line in [*drawing.lines, *missing(wanted, found), *facts])]))
         print(f"\n{out}.png .csv")
     if complaints:
@@ -108,15 +109,15 @@ def run(cfg: DictConfig) -> None:
         raise RunFailed(f"nothing to draw: none of {wanted['id'].nunique()} runs is done in {cfg.runtime.runs}")
 
 
-def write(drawing: Drawing, title: str, facts: list[str], wanted: pd.DataFrame, out: Path, profile: str) -> None:
+def write(drawing: Drawing, title: str, facts: list[str], about: dict[str, str], out: Path) -> None:
     """`out`.png and .csv, each whole or not at all; both say where their numbers come from."""
+    profile = about["profile"]
     drawing.picture.suptitle(title if profile == "paper" else f"{title} [profile {profile}]", fontsize=9)
     out.parent.mkdir(parents=True, exist_ok=True)
     with store.written(out.with_name(out.name + ".png")) as file:
         drawing.picture.savefig(file, format="png", dpi=DPI, metadata={"Title": title, "Description": "\n".join([*drawing.lines, *facts])})
-    numbers = drawing.numbers.assign(profile=profile, seeds=" ".join(map(str, sorted(wanted["seed"].unique()))))
     with store.written(out.with_name(out.name + ".csv")) as file:
-        file.write(numbers.to_csv(index=False).encode())
+        file.write(drawing.numbers.assign(**{f"of_{key}": text for key, text in about.items()}).to_csv(index=False).encode())
 
 
 def missing(wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[str]:

@@ -34,7 +34,8 @@ def launch(task: Callable[..., Any], jobs: Sequence[Sequence[str]]) -> Sequence[
     """
     hydra, outer = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     assert hydra is not None and outer is not None
-    cfg = hydra.compose_config("config", list(outer.hydra.overrides.hydra), run_mode=RunMode.MULTIRUN)
+    overrides = list(HydraConfig.get().overrides.hydra)  # the launcher and its options
+    cfg = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
     try:
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)

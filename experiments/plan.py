@@ -82,7 +82,7 @@ def plan(table: Table, wanted: pd.DataFrame, cfg: DictConfig) -> str:
     counted: set[str] = set()
     for row in table.rows:
         mine = wanted[wanted["row"] == row.label].drop_duplicates("id")
-        mine = mine.assign(state=mine["id"].map(states).fillna("missing"), shared=mine["id"].isin(counted))
+        mine = mine.assign(state=[states.get(identity, "missing") for identity in mine["id"]], shared=mine["id"].isin(counted))
         counted |= set(mine["id"])
         hours = 0.0
         for job in mine[~mine["shared"] & ~mine["state"].isin(["done", "diverged"])].to_dict("records"):

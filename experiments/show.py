@@ -18,7 +18,7 @@ LEGEND = "= within the paper's ± (or 2 std of ours), ≠ outside, n/N seeds whe
 def show(table: Table, wanted: pd.DataFrame, found: dict[str, store.Run], cells: pd.DataFrame, verdicts: list[Verdict], out: Path) -> str:
     """The table as Markdown, which is also what the console shows. Writes `out`.md, .tex and .csv, each whole or not at all."""
     grid = wide(table, cells)
-    facts = provenance(table, wanted, found)
+    facts = [*reading(table, wanted), *provenance(wanted, found)]
     lines = [f"## {table.title}", "", grid.to_markdown(index=False, disable_numparse=True), ""]
     if verdicts:
         lines += ["Claims:", "", *(f"- **{each.verdict}**: {each.says} ({each.why})" for each in verdicts), ""]
@@ -29,7 +29,7 @@ def show(table: Table, wanted: pd.DataFrame, found: dict[str, store.Run], cells:
     tex = grid.style.hide(axis="index").format(lambda text: _latex(str(text)))
     tex = tex.format_index(lambda text: _latex(str(text)), axis="columns").to_latex(hrules=True, caption=_latex(table.title))
     tex += "".join(f"% {line}\n" for line in [*(f"{each.verdict}: {each.says}" for each in verdicts), *facts])
-    csv = cells.assign(**_columns(wanted, found)).to_csv(index=False)
+    csv = cells.assign(**{f"of_{key}": text for key, text in columns(wanted, found).items()}).to_csv(index=False)
     for ending, content in ((".md", text), (".tex", tex), (".csv", csv)):
         with store.written(out.with_name(out.name + ending)) as file:
             file.write(content.encode())
@@ -54,7 +54,7 @@ def _choice(cell: Any) -> str:
     if not cell["picked"]:
         return f"λ={cell['choice']}" if cell["choice"] else ""
     paper = f", paper {cell['paper_choice']}" if cell["paper_choice"] != "" else ""
-    return f"(λ={cell['choice'] or '?'}{paper})"
+    return f"(λ={cell['choice']}{paper})"
 
 
 def _ours(cell: dict[str, Any], digits: int) -> str:
@@ -83,19 +83,23 @@ def _paper(cell: dict[str, Any], digits: int, decimals: int) -> str:
     return f"{text} ({cell['gap']:+.{digits}f}){mark}"
 
 
-def provenance(table: Table, wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[str]:
-    """What a reader must know to believe the numbers, in words."""
-    results = _results(wanted, found)
-    how = {"last": "the last evaluation", "last10": "the mean of a run's last ten evaluations"}.get(
-        table.at, f"the evaluation with {table.at}"
-    )
+def reading(table: Table, wanted: pd.DataFrame) -> list[str]:
+    """How a cell is to be read, in words."""
+    known = {"last": "the last evaluation", "last10": "the mean of a run's last ten evaluations"}
+    how = known.get(table.at, f"the evaluation with {table.at}")
     seeds = ", ".join(str(seed) for seed in sorted(wanted["seed"].unique()))
     spread = f"{table.over} ± std over the seeds {seeds}" if wanted["seed"].nunique() > 1 else f"seed {seeds}"
     lines = [f"each number: {how}; {spread}; {LEGEND}"]
     if any((row.pick or "").split(" ")[-1].startswith("test/") for row in table.rows):
         lines.append("λ is picked on the test set, as the paper did: the picked numbers are optimistic")
+    return lines
+
+
+def provenance(wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[str]:
+    """Where the numbers come from, in words."""
+    results = _results(wanted, found)
     if not results:
-        return [*lines, f"no run of {wanted['id'].nunique()} is done"]
+        return [f"no run of {wanted['id'].nunique()} is done"]
     done = f"{len(results)} of {wanted['id'].nunique()} runs"
 
     def asked(key: str) -> str:
@@ -106,12 +110,11 @@ def provenance(table: Table, wanted: pd.DataFrame, found: dict[str, store.Run]) 
 
     commits = sorted({f"{result['commit']}{' with changes' if result['dirty'] else ''}" for result in results})
     mixed = " (MIXED: the cells do not come from one state of the code)" if len(commits) > 1 else ""
-    lines += [
+    return [
         f"profile {asked('profile')}; epochs {each('epochs')}; data: {each('data')}; precision {asked('precision')}; {done}",
         f"commit {', '.join(commits)}{mixed}; {each('device')}, {each('threads')} threads; torch {each('torch')}; "
         f"{sum(result['seconds'] for result in results) / 60:.1f} minutes of training",
     ]
-    return lines
 
 
 def _results(wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[dict[str, Any]]:
@@ -119,8 +122,8 @@ def _results(wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[dict[str
     return [result for result in results if result is not None]
 
 
-def _columns(wanted: pd.DataFrame, found: dict[str, store.Run]) -> dict[str, str]:
-    """Provenance as columns of the CSV, so that no line of it can be read without."""
+def columns(wanted: pd.DataFrame, found: dict[str, store.Run]) -> dict[str, str]:
+    """Provenance as columns of a CSV, so that no line of it can be read without."""
     results = _results(wanted, found)
     keys = ("epochs", "data", "commit", "dirty", "device", "threads", "torch")
     facts = {key: "; ".join(sorted({str(result.get(key)) for result in results})) for key in keys}

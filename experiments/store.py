@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -58,15 +58,15 @@ def _tail(node: DictConfig) -> str:
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears whole or not at all."""
-    handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(handle.name, path)
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     except BaseException:
-        Path(handle.name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -126,7 +126,7 @@ class Run:
     def log(self, rows: list[dict[str, float]]) -> None:
         """metrics.csv, whole: one row per evaluation."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        lines = [",".join(columns)] + [",".join("" if row.get(key) is None else repr(row[key]) for key in columns) for row in rows]
+        lines = [",".join(columns)] + [",".join("" if row.get(key) is None else repr(float(row[key])) for key in columns) for row in rows]
         self.write("metrics.csv", "\n".join(lines) + "\n")
 
     def metrics(self) -> list[dict[str, float]]:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 import pandas as pd
 from hydra.core.hydra_config import HydraConfig
@@ -15,31 +16,35 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
 from experiments.cli import RunFailed, main
-from experiments.config import ConfigError, check
+from experiments.config import ConfigError, check, options
 from experiments.launch import compose, launch
 from experiments.spec import OWN_KEYS, Row, Table
 from experiments.train import train
 
-Jobs = pd.DataFrame  # row, choice, column, seed, profile, precision, overrides, id: one line per cell and seed
+Jobs: TypeAlias = pd.DataFrame  # row, choice, column, seed, profile, precision, overrides, id: one line per cell and seed
 POLL_SECONDS = 0.5
+UNPICKED = "?"  # in place of a row's choice, while its runs have not all ended
 
 
-def jobs(table: Table, common: Iterable[str] = ()) -> Jobs:
+def jobs(table: Table, common: Iterable[str] = (), targets: bool = True) -> Jobs:
     """Every run that the table needs. `common` overrides come last: what the user asks for holds for all runs.
 
     Columns and rows that describe the same run share its id. Raises ConfigError on a cell that cannot be run.
     """
     common = list(common)
+    known: dict[tuple[str, ...], list[DictConfig]] = {}  # columns often differ in the metric only, and composing takes time
     lines = []
     for row, (name, column) in itertools.product(table.rows, table.columns.items()):
         for choice, chosen in choices(row):
             overrides = [*table.base, *row.overrides, *column.overrides, *chosen, *common]
-            configs = compose(overrides, table.seeds)
-            check(configs[0])
+            if tuple(overrides) not in known:
+                known[tuple(overrides)] = compose(overrides, table.seeds)
+                check(known[tuple(overrides)][0], targets)
+            configs = known[tuple(overrides)]
             for cfg in configs[: configs[0].profile.seeds]:
-                known = {"row": row.label, "choice": choice, "column": name, "seed": cfg.seed}
-                known |= {"profile": cfg.profile.name, "precision": cfg.precision}
-                lines.append(known | {"overrides": [*overrides, f"seed={cfg.seed}"], "id": store.run_id(cfg)})
+                line = {"row": row.label, "choice": choice, "column": name, "seed": cfg.seed}
+                line |= {"profile": cfg.profile.name, "precision": cfg.precision}
+                lines.append(line | {"overrides": [*overrides, f"seed={cfg.seed}"], "id": store.run_id(cfg)})
     return pd.DataFrame(lines)
 
 
@@ -86,15 +91,15 @@ def fill(table: Table, wanted: Jobs, found: dict[str, store.Run]) -> pd.DataFram
             value = value if row.label != column.minus else value * float("nan")
         shown = [choice for choice, _ in choices(row)]
         if row.pick is not None:
-            shown = [_picked(row.pick, mine, found, table)]
+            shown = [_picked(row.pick, mine, found, table) or UNPICKED]
         for choice in shown:
-            ours = value[mine["choice"] == choice] if choice is not None else value[:0]
-            of_choice = mine[mine["choice"] == choice] if choice is not None else mine
+            ours = value[mine["choice"] == choice]
+            of_choice = mine if choice == UNPICKED else mine[mine["choice"] == choice]
             seen = {states.get(identity, "missing") for identity in of_choice["id"]}
-            paper, paper_std = _paper(row, choice or "", name)
+            paper, paper_std = _paper(row, choice, name)
             center = ours.median() if table.over == "median" else ours.mean()
             cells.append(
-                {"row": row.label, "choice": choice or "", "picked": row.pick or "", "column": name, "metric": column.metric}
+                {"row": row.label, "choice": choice, "picked": row.pick or "", "column": name, "metric": column.metric}
                 | {"ours": center, "std": ours.std(), "n": int(ours.notna().sum()), "wanted": len(of_choice)}
                 | {"paper": paper, "paper_std": paper_std, "gap": center - paper, "paper_choice": row.paper.get("choice", "")}
                 | {"state": next((state for state in ("failed", "diverged") if state in seen), "")}
@@ -103,17 +108,20 @@ def fill(table: Table, wanted: Jobs, found: dict[str, store.Run]) -> pd.DataFram
 
 
 def _picked(pick: str, mine: Jobs, found: dict[str, store.Run], table: Table) -> str | None:
-    """The choice whose mean over the seeds is best; None until all of them have a number: a pick among some would not be that pick."""
+    """The choice whose mean over the seeds is best; None until all runs have ended: a pick among some would not be that pick.
+
+    A choice with a run that diverged is none.
+    """
     how, _, metric = pick.partition(" ")
-    means = numbers(mine, found, metric, table.at).groupby(mine["choice"]).agg(lambda values: values.mean(skipna=False))
-    if means.isna().any():
+    if any(identity not in found or found[identity].state not in ("done", "diverged") for identity in mine["id"]):
         return None
-    return str(means.idxmax() if how == "max" else means.idxmin())
+    means = numbers(mine, found, metric, table.at).groupby(mine["choice"]).agg(lambda values: values.mean(skipna=False)).dropna()
+    return None if means.empty else str(means.idxmax() if how == "max" else means.idxmin())
 
 
 def _paper(row: Row, choice: str, column: str) -> tuple[float, float]:
     """The paper's number and its ±, nan where it has none."""
-    known = row.paper.get(choice) if isinstance(row.paper.get(choice), dict | DictConfig) else row.paper
+    known = row.paper[choice] if isinstance(row.paper.get(choice), dict) else row.paper
     number, _, spread = str(known.get(column, "nan")).partition("±")
     return float(number), float(spread or "nan")
 
@@ -157,6 +165,9 @@ def common_overrides() -> list[str]:
 
 def narrowed(cfg: DictConfig, spec: DictConfig) -> Table:
     """The typed table, cut to the columns that `only` names."""
+    if OmegaConf.is_missing(spec, "title"):
+        kind = "table" if spec is cfg.get("table") else "figure"
+        raise ConfigError(f"{kind}: nothing is chosen; allowed: {', '.join(options(kind))}")
     table: Table = OmegaConf.to_object(spec)  # type: ignore[assignment]
     columns = {name: column for name, column in table.columns.items() if not cfg.only or set(name.split()) & set(map(str, cfg.only))}
     if not columns:
@@ -171,7 +182,7 @@ def run(cfg: DictConfig) -> None:
     from experiments.show import show
 
     table = narrowed(cfg, cfg.table)
-    wanted = jobs(table, common_overrides())
+    wanted = jobs(table, common_overrides(), targets=cfg.launch)
     if cfg.plan:
         from experiments.plan import plan
 
@@ -196,7 +207,9 @@ def raise_failed(wanted: Jobs, found: dict[str, store.Run]) -> None:
 
 def output_name(cfg: DictConfig, kind: str = "table") -> Path:
     """Where a table's or figure's files go, without their endings: its name, and what its runs were asked to do differently."""
-    asked = [word for word in common_overrides() if not word.startswith("runtime.")]
+    plain = ("table", "figure", "launch", "plan", "out")
+    words = HydraConfig.get().overrides.task
+    asked = [word for word in words if word.split("=")[0] not in plain and not word.startswith("runtime.")]
     name = "-".join([HydraConfig.get().runtime.choices.get(kind) or kind, *(word.replace("/", "_") for word in asked)])
     return Path(cfg.out) / name[:200]
 

@@ -6,13 +6,10 @@ torch is imported inside the functions: `--help`, tables and a run that is done 
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
 import sys
 import time
 import traceback
 import zipfile
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +108,10 @@ def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
     from tqdm import tqdm
 
     from experiments.board import open_board
+    from experiments.provenance import commit, facts
     from experiments.trainer import Diverged
 
+    commit()  # as it is now: the code that runs, whatever happens to the files meanwhile
     run.write("config.yaml", OmegaConf.to_yaml(cfg))
     board = open_board(run.path, cfg, trainer.step)
     bar = tqdm(total=trainer.epochs * trainer.steps_per_epoch, initial=trainer.step, desc=run.path.name, disable=None, leave=False)
@@ -143,7 +142,7 @@ def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
     finally:
         bar.close()
         board.close()
-    run.finish(summary | _provenance(cfg, trainer))
+    run.finish(summary | facts(cfg, trainer))
     if summary:
         raise RunFailed(f"{run.path}: diverged, {summary['diverged']}")
     print(f"{run.path}: {_headline(trainer.rows)}, {trainer.seconds:.1f} s", flush=True)
@@ -177,41 +176,6 @@ def _restore(run: store.Run, trainer: Trainer) -> bool:
         path.unlink()
         return False
     return True
-
-
-def _provenance(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
-    """What a number needs to be believed: data, code, machine, time."""
-    import torch
-
-    cuda = trainer.device.type == "cuda"
-    return {
-        "id": store.run_id(cfg),
-        "profile": cfg.profile.name,
-        "data": trainer.bundle.variant,
-        "samples": {split: len(values[1]) for split, values in trainer.bundle.splits.items()},
-        "parameters": sum(p.numel() for p in trainer.net.parameters()),
-        "epochs": trainer.epoch,
-        "steps": trainer.step,
-        "seconds": round(trainer.seconds, 3),
-        "device": torch.cuda.get_device_name(trainer.device) if cuda else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        **commit(),
-    }
-
-
-@cache
-def commit() -> dict[str, Any]:
-    """The code's commit and whether tracked files differ from it; unknown outside a git checkout."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(("git", *arguments), cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "--short=10", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": "unknown", "dirty": None}
 
 
 def _device(wanted: str) -> str:

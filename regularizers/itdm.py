@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from regularizers.base import Pass, Regularizer
-from regularizers.mmd import MULTIPLIERS, classwise_mmd, mmd
+from regularizers.mmd import BANDWIDTHS, MULTIPLIERS, classwise_mmd, mmd
 
 
 class ITDM(Regularizer):
@@ -30,6 +30,8 @@ class ITDM(Regularizer):
         baseline_second_forward: bool = False,
     ) -> None:
         super().__init__(weight)
+        if isinstance(bandwidth, str) and bandwidth not in BANDWIDTHS:
+            raise ValueError(f"bandwidth: {bandwidth!r} is not known; allowed: {', '.join(BANDWIDTHS)}, or a number")
         self.per_class, self.multipliers, self.bandwidth = per_class, tuple(multipliers), bandwidth
         self.active = weight != 0 or baseline_second_forward
 
@@ -40,7 +42,7 @@ class ITDM(Regularizer):
         h1, h2 = out.features.float(), other.features.float()  # the kernel needs float32 whatever the network's precision
         if not self.per_class:
             return self.weight * mmd(h1, h2, self.multipliers, self.bandwidth)
-        known = out.batch.per_class and other.batch.per_class
-        bound = max(out.batch.per_class, other.batch.per_class) if known else None
+        bounds = (out.batch.per_class, other.batch.per_class)
+        bound = None if None in bounds else max(filter(None, bounds))
         classes = out.logits.shape[-1]
         return self.weight * classwise_mmd(h1, h2, out.batch.y, other.batch.y, classes, self.multipliers, self.bandwidth, bound).mean()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 ROOT_OFFSET = 1e-8  # under the square root: its slope at 0 is infinite, and rounding can make the square slightly negative
+BANDWIDTHS = ("pooled", "offdiag", "cross")
 MULTIPLIERS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
@@ -89,15 +90,14 @@ def _median(distance: Tensor, in_x: Tensor, in_y: Tensor, pairs: str) -> Tensor:
 
     Where it is 0 (dead features, repeated samples) the same over the positive distances; nan where there is none.
     """
+    if pairs not in BANDWIDTHS:
+        raise ValueError(f"bandwidth: {pairs!r} is not known; allowed: {', '.join(BANDWIDTHS)}, or a number")
     taken = in_x | in_y
-    if pairs == "cross":
+    chosen = taken[:, :, None] & taken[:, None, :]
+    if pairs == "offdiag":
+        chosen = chosen & ~torch.eye(taken.shape[1], dtype=torch.bool, device=taken.device)
+    elif pairs == "cross":
         chosen = in_x[:, :, None] & in_y[:, None, :]
-    else:
-        chosen = taken[:, :, None] & taken[:, None, :]
-        if pairs == "offdiag":
-            chosen = chosen & ~torch.eye(taken.shape[1], dtype=torch.bool, device=taken.device)
-        elif pairs != "pooled":
-            raise ValueError(f"bandwidth: {pairs!r} is not known; allowed: pooled, offdiag, cross, or a number")
     nan = torch.full((), torch.nan, dtype=distance.dtype, device=distance.device)
     negative = torch.where(chosen, -distance, nan).flatten(1)  # torch's median is the lower of the two middles
     upper = -negative.nanmedian(1).values

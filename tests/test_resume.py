@@ -116,7 +116,7 @@ def test_kill_at_any_moment(start: Callable[..., Any], tmp_path: Path, every: in
     options = [*SWEEP, *TINY, f"runtime.data_dir={tmp_path}", f"runtime.checkpoint_every={every}"]
     log, runs = tmp_path / "log", tmp_path / "runs"
     reference = start([*options, f"runtime.runs={tmp_path}/reference"], log)
-    reference.join(120)
+    reference.join(300)
     assert reference.exitcode == 0, log.read_text()
     expected = endings(tmp_path / "reference")
     assert len(expected) == 4
@@ -144,7 +144,7 @@ def test_kill_at_any_moment(start: Callable[..., Any], tmp_path: Path, every: in
     assert killed >= kills // 2 and halves >= 1 and resumable >= 1  # else this test has tested nothing
 
     last = start([*options, f"runtime.runs={runs}"], log)
-    last.join(120)
+    last.join(300)
     assert last.exitcode == 0, log.read_text()
     assert "retable:" not in log.read_text()
     assert same(endings(runs), expected)

@@ -1,0 +1,67 @@
+"""What a run is and what a table costs, said before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_table import Command, command, extra
+
+from experiments import train
+
+__all__ = ["command", "extra"]  # fixtures
+SHORT = ["dataset.train=100", "epochs=2", "schedule.at=[1]"]
+
+
+def lines(text: str) -> dict[str, str]:
+    pairs = (line.split(":", 1) for line in text.strip().splitlines())
+    return {name: value.strip() for name, value in pairs}
+
+
+def test_dry_run_describes_and_writes_nothing(command: Command, tmp_path: Path) -> None:
+    code, out, err = command("method=[itdm_c,label_smoothing]", *SHORT, "runtime.dry_run=true", task=train.train, root="config")
+    assert (code, err) == (0, "")
+    said = lines(out)
+    assert said["folder"].endswith(f"-{said['run']} (missing)")
+    # net2c's 106,680, and a scale and a shift for each of the 20 + 50 + 100 normalised units
+    assert said["parameters"] == "107,020"
+    assert (said["taps"], said["norm layers"], said["methods"]) == ("3", "3 (BatchNorm)", "itdm_c, label_smoothing")
+    assert said["batches"] == "2 steps of 50 an epoch, 2 epochs, 4 steps"
+    assert said["evaluations"] == "2" and "100 train, 100 test" in said["data"] and "timed steps" in said["time"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_without_norm(command: Command) -> None:
+    out = command("norm=none", *SHORT, "runtime.dry_run=true", task=train.train, root="config")[1]
+    assert (lines(out)["parameters"], lines(out)["norm layers"]) == ("106,680", "0")
+
+
+def test_plan_counts_states_and_estimates_from_what_is_stored(command: Command, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    tiny = ["dataset.train=100", "epochs=1", "schedule.at=[1]"]
+    assert command(*tiny, "seed=1", task=train.train, root="config")[0] == 0
+    (result,) = runs.glob("*/*/result.json")
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"seconds": 7200.0}))  # two hours an epoch
+
+    code, out, _ = command("table=tiny", "plan=true")
+    assert code == 0 and len(list(runs.glob("*/*/result.json"))) == 1
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    table = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
+    assert table["without"] | {"runs": "2", "done": "1", "missing": "1", "hours": "2.00"} == table["without"]
+    assert table["with"] | {"runs": "4", "done": "0", "missing": "4"} == table["with"]
+    assert float(table["with"]["hours"]) < 1  # another kind of run: timed, not taken from the stored one
+    assert "6 different runs, 2.0" in out and "a stored run" in out and "timed steps" in out
+
+
+def test_plan_says_what_it_cannot_know(command: Command, extra: Path) -> None:
+    spec = (extra / "table" / "tiny.yaml").read_text().replace("dataset=digits, dataset.train=100", "dataset=kmnist")
+    (extra / "table" / "away.yaml").write_text(spec)
+    code, out, _ = command("table=away", "plan=true")
+    assert code == 0 and out.count("| ?") == 2 and "at least 0.00 hours" in out and out.count("kmnist is not under") == 1
+
+
+@pytest.mark.parametrize("option", ["plan=true", "launch=false"])
+def test_no_table_is_one_line(command: Command, option: str) -> None:
+    code, out, err = command(option)
+    assert code == 2 and out == "" and err.startswith("retable: table: nothing is chosen; allowed: demo") and err.count("\n") == 1

@@ -1,0 +1,32 @@
+"""The README says what is so: its numbers are those of runs/reference, its commands name things that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("mark", "file"), [("demo", "demo.md"), ("itdm_1", "itdm_1-only=[FMNIST].md")])
+def test_tables_are_the_reference(mark: str, file: str) -> None:
+    (block,) = re.findall(rf"<!-- {mark} -->\n(.*?)<!-- /{mark} -->", README, re.S)
+    assert block.strip() == (ROOT / "runs" / "reference" / file).read_text().strip()
+
+
+def test_commands_name_what_exists() -> None:
+    commands = re.findall(r"^ {4}(?:python -m|\./)(.*?)(?: {2,}#.*)?$", README, re.M)
+    assert len(commands) > 10
+    for group in ("table", "figure", "experiment", "dataset", "model", "norm", "profile"):
+        for name in re.findall(rf"(?<![\w.]){group}=(\w+)", "\n".join(commands)):
+            assert (ROOT / "conf" / group / f"{name}.yaml").is_file(), f"{group}={name}"
+    for module in re.findall(r"^ {4}python -m (\S+)", README, re.M):
+        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target

@@ -84,8 +84,6 @@ def one_line(error: BaseException) -> str:
             return f"{inner.override!r} is not KEY=VALUE ({inner.message.splitlines()[0]})"
     if choice := re.search(r"Could not (?:find|load) '(.+)/([^/']+)'", text):
         return f"{choice[1]}: {choice[2]!r} is not known; allowed: {', '.join(options(choice[1]))}"
-    if choice := re.match(r"Structured config of type `(Table|Figure)` has missing mandatory value: title", text):
-        return f"{(group := choice[1].lower())}: nothing is chosen, or it has no title; allowed: {', '.join(options(group))}"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     internals = r"(object|reference)_type=|full_key:|Config search path|provider="

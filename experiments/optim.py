@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Sequence
 
-from torch import nn
-from torch.optim import SGD, Optimizer
+import torch
 
 Schedule = Callable[[float, Sequence[float]], float]  # (epochs of the printed protocol so far, validation history) -> factor
+
+
+class SGD(torch.optim.SGD):
+    """torch's momentum SGD, without the wrappers that exempt its methods from compilation.
+
+    Each of them imports torch's compiler when first called, only to switch it off: seconds of every start.
+    """
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.SGD.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
 
 
 def constant(epoch: float, history: Sequence[float]) -> float:
@@ -18,13 +31,3 @@ def constant(epoch: float, history: Sequence[float]) -> float:
 def steps(epoch: float, history: Sequence[float], at: Sequence[float], factor: float) -> float:
     """Times `factor` from each epoch in `at` on, in epochs of the printed protocol: a profile that shortens it moves them along."""
     return float(factor ** sum(epoch >= milestone - 1e-9 for milestone in at))
-
-
-def sgd(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> SGD:
-    """Momentum SGD as one fused kernel over all parameters."""
-    # Each of these methods imports torch's compiler when first called, only to exempt itself from it: seconds of every start.
-    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-        plain = getattr(getattr(Optimizer, name), "__wrapped__", None)
-        if plain is not None and not hasattr(plain, "__dynamo_disable"):
-            plain.__dynamo_disable = plain
-    return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -210,7 +211,7 @@ def output_name(cfg: DictConfig, kind: str = "table") -> Path:
     plain = ("table", "figure", "launch", "plan", "out")
     words = HydraConfig.get().overrides.task
     asked = [word for word in words if word.split("=")[0] not in plain and not word.startswith("runtime.")]
-    name = "-".join([HydraConfig.get().runtime.choices.get(kind) or kind, *(word.replace("/", "_") for word in asked)])
+    name = "-".join([HydraConfig.get().runtime.choices.get(kind) or kind, *(re.sub(r"[^\w=.,+-]+", "", word) for word in asked)])
     return Path(cfg.out) / name[:200]
 
 

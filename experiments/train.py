@@ -136,7 +136,8 @@ def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
     except Exception as error:
         if not isinstance(error, Diverged):
             run.fail(traceback.format_exc())
-            raise RunFailed(f"{run.path}: failed, {type(error).__name__}: {error} (the traceback is in error.txt there)") from error
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise RunFailed(f"{run.path}: failed, {what} (the traceback is in error.txt there)") from error
         summary["diverged"] = str(error)
         run.log(trainer.rows)
     finally:

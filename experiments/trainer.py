@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
 from data.bundle import Batch, Bundle
-from experiments.optim import Schedule, sgd
+from experiments.optim import SGD, Schedule
 from models.net import Net, record
 from regularizers.base import Pass, Regularizer
 
@@ -56,7 +56,7 @@ class Trainer:
         self.prepare_methods()
         self.net.to(memory_format=torch.channels_last)
         parameters = [*net.parameters(), *(p for method in self.regularizers.values() for p in method.parameters())]
-        self.optimizer = sgd(parameters, cfg.optim.lr, cfg.optim.momentum, cfg.optim.weight_decay)
+        self.optimizer = SGD(parameters, **cfg.optim, fused=True)
 
     def prepare_methods(self) -> None:
         """Show each method one pass, in evaluation mode and with a generator of its own, so that nothing of the run moves."""

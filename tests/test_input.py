@@ -132,7 +132,7 @@ def test_command_line(refused: Command, words: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("", "table: nothing is chosen, or it has no title; allowed: demo"),
+        ("", "table: nothing is chosen; allowed: demo"),
         ("table=foo", "table: 'foo' is not known; allowed: demo"),
         ("table=demo table.foo=1", "table.foo: there is no such key; allowed: title, base, seeds"),
         ("table=demo launch=maybe", "launch: 'maybe' is not allowed; it must be true or false"),

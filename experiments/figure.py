@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
@@ -100,8 +101,10 @@ def run(cfg: DictConfig) -> None:
             drawing = draw(Runs(table, wanted, done, cfg.runtime))
             about = columns(wanted, found)
             write(drawing, cfg.figure.title, facts, about, out)
-        print("\n".join([f"## {cfg.figure.title}", "", *(f"- {line}" for line in [*drawing.lines, *missing(wanted, found), *facts])]))
-        print(f"\n{out}.png .csv")
+        text = "\n".join([f"## {cfg.figure.title}", "", *(f"- {line}" for line in [*drawing.lines, *missing(wanted, found), *facts]), ""])
+        with store.written(out.with_name(out.name + ".md")) as file:
+            file.write(text.encode())
+        print(f"{text}\n{out}.png .csv .md")
     if complaints:
         raise ConfigError("; ".join(complaints))
     raise_failed(wanted, found)
@@ -112,7 +115,8 @@ def run(cfg: DictConfig) -> None:
 def write(drawing: Drawing, title: str, facts: list[str], about: dict[str, str], out: Path) -> None:
     """`out`.png and .csv, each whole or not at all; both say where their numbers come from."""
     profile = about["profile"]
-    drawing.picture.suptitle(title if profile == "paper" else f"{title} [profile {profile}]", fontsize=9)
+    whole = title if profile == "paper" else f"{title} [profile {profile}]"
+    drawing.picture.suptitle(fill(whole, int(13 * drawing.picture.get_figwidth())), fontsize=9)  # about 13 characters an inch
     out.parent.mkdir(parents=True, exist_ok=True)
     with store.written(out.with_name(out.name + ".png")) as file:
         drawing.picture.savefig(file, format="png", dpi=DPI, metadata={"Title": title, "Description": "\n".join([*drawing.lines, *facts])})

@@ -11,7 +11,15 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("mark", "file"), [("demo", "demo.md"), ("itdm_1", "itdm_1-only=FMNIST.md")])
+@pytest.mark.parametrize(
+    ("mark", "file"),
+    [
+        ("demo", "demo.md"),
+        ("itdm_1", "itdm_1-only=FMNIST.md"),
+        ("itdm_2", "figures/itdm_2-only=FMNIST.md"),
+        ("itdm_collapse", "figures/itdm_collapse.md"),
+    ],
+)
 def test_tables_are_the_reference(mark: str, file: str) -> None:
     (block,) = re.findall(rf"<!-- {mark} -->\n(.*?)<!-- /{mark} -->", README, re.S)
     assert block.strip() == (ROOT / "runs" / "reference" / file).read_text().strip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -42,7 +44,8 @@ def draw(runs: Runs, limit: int = 2000, perplexity: float = 30) -> Drawing:
     numbers = pd.concat(parts, ignore_index=True)
     about = f"t-SNE coordinates (no unit) of at most {limit} test samples; class:"
     handles, names = dots.legend_elements(num=np.unique(y).tolist())
-    picture.legend(handles, names, title=about, loc="outside lower center", ncols=10, title_fontsize=7, columnspacing=1)
+    fit = int(picture.get_figwidth() / 0.6)
+    picture.legend(handles, names, title=fill(about, 9 * fit), loc="outside lower center", ncols=fit, title_fontsize=7, columnspacing=1)
     return Drawing(picture, numbers, texts)
 
 

@@ -94,7 +94,9 @@ def _trend(claim: Claim, group: pd.DataFrame) -> list[Comparison]:
     if not values.size or np.isnan(values).any():
         return [Comparison()]
     values = values if claim.relation == "rising" else -values
-    effect = float(np.mean([stats.spearmanr(range(len(points)), line).statistic for line in values]))
+    if len(points) < 3:  # too few for a trend: the difference between the ends
+        return [_t_test(pd.Series(values[:, -1] - values[:, 0]))]
+    effect = float(np.mean([stats.spearmanr(range(len(points)), line).statistic if np.ptp(line) else 0.0 for line in values]))
     if len(values) == 1:
         return [Comparison(effect, seeds=1)]
     holds, fails = (float(stats.page_trend_test(direction, method="exact").pvalue) for direction in (values, -values))

@@ -12,7 +12,8 @@ from experiments import store
 from experiments.claims import Verdict
 from experiments.spec import Table
 
-LEGEND = "= within the paper's ± (or 2 std of ours), ≠ outside, n/N seeds where some are missing, div. diverged, - not run"
+LEGEND = "n/N seeds where some are missing, div. diverged, - not run"
+MARKS = "beside the paper's number the gap, = within its ± (or 2 std of ours), ≠ outside"
 
 
 def show(table: Table, wanted: pd.DataFrame, found: dict[str, store.Run], cells: pd.DataFrame, verdicts: list[Verdict], out: Path) -> str:
@@ -89,7 +90,7 @@ def reading(table: Table, wanted: pd.DataFrame) -> list[str]:
     how = known.get(table.at, f"the evaluation with {table.at}")
     seeds = ", ".join(str(seed) for seed in sorted(wanted["seed"].unique()))
     spread = f"{table.over} ± std over the seeds {seeds}" if wanted["seed"].nunique() > 1 else f"seed {seeds}"
-    lines = [f"each number: {how}; {spread}; {LEGEND}"]
+    lines = [f"each number: {how}; {spread}; {LEGEND}"] + ([MARKS] if any(row.paper for row in table.rows) else [])
     if any((row.pick or "").split(" ")[-1].startswith("test/") for row in table.rows):
         lines.append("λ is picked on the test set, as the paper did: the picked numbers are optimistic")
     return lines

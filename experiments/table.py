@@ -16,7 +16,7 @@ from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
-from experiments.cli import RunFailed, main
+from experiments.cli import BAD_INPUT, RunFailed, main, one_line
 from experiments.config import ConfigError, check, options
 from experiments.launch import compose, launch
 from experiments.spec import OWN_KEYS, Row, Table
@@ -71,8 +71,8 @@ def reduce(rows: list[dict[str, float]], metric: str, at: str) -> float:
     values = pd.DataFrame(rows)
     if metric not in values:
         raise ConfigError(f"table: metric {metric!r} was not measured; there are {', '.join(map(str, values))}")
-    if at.startswith("last"):
-        return float(values[metric].tail(int(at.removeprefix("last") or 1)).mean())
+    if last := re.fullmatch(r"last(\d*)", at):
+        return float(values[metric].tail(int(last[1] or 1)).mean())
     how, _, key = at.partition(" ")
     if how not in ("min", "max") or key not in values:
         raise ConfigError(f"table.at: {at!r} is not known; allowed: last, last10, 'min METRIC', 'max METRIC'")
@@ -146,10 +146,13 @@ def complete(wanted: Jobs, root: str) -> list[str]:
         if mine:
             print(f"{len(mine)} of {len(overrides)} runs are to be trained", flush=True)
             for done in launch(train, [overrides[identity] for identity in mine]):
-                if done.status == JobStatus.FAILED and not isinstance(done._return_value, RunFailed):
-                    complaints.append(str(done._return_value))
-                elif done.status == JobStatus.FAILED:
-                    print(f"retable: {done._return_value}", file=sys.stderr)
+                error = done._return_value if done.status == JobStatus.FAILED else None
+                if isinstance(error, RunFailed):
+                    print(f"retable: {error}", file=sys.stderr)
+                elif isinstance(error, BAD_INPUT):
+                    complaints.append(one_line(error))
+                elif error is not None:
+                    raise error
             now = {identity: run.state for identity, run in find(wanted, root).items()}
             tried |= {identity for identity in mine if now.get(identity) != "running"}
         elif any(state == "running" for state in states.values()):

@@ -269,6 +269,8 @@ def test_reduce_takes_ten_of_more() -> None:
         ("test/ce", "min valid/ce", "table.at: 'min valid/ce' is not known"),
         ("test/ce", "mean test/ce", "table.at: 'mean test/ce' is not known"),
         ("test/ce", "first", "table.at: 'first' is not known"),
+        ("test/ce", "lastly", "table.at: 'lastly' is not known"),
+        ("test/ce", "last0.5", "table.at: 'last0.5' is not known"),
     ],
 )
 def test_reduce_refuses(metric: str, at: str, message: str) -> None:
@@ -520,6 +522,19 @@ def test_trend_of_one_seed_and_of_missing_runs(tmp_path: Path) -> None:
     assert trended(tmp_path / "1", RISING[:1]) == ("seen once", "seen, one seed: no test")
     assert trended(tmp_path / "2", RISING[:1], "falling") == ("not seen once", "not seen, one seed: no test")
     assert trended(tmp_path / "3", [RISING[0], [1.0, 2.0, None, 4.0]]) == ("not run", "1 of 1 comparisons lack runs")
+
+
+def test_trend_between_two_points_is_their_difference(tmp_path: Path) -> None:
+    claim = Claim("grows", "test/ce", "a", "base", check="trend", relation="rising")
+    spec = spec_of(Row("base"), Row("a", grid={"method.x.weight": [0.2]}))
+    base, after = [1.0, 2.0, 3.0], [1.5, 2.4, 3.9]
+    _, wanted, found = made(tmp_path, spec, {("base", ""): base, ("a", "0.2"): after})
+    p = float(stats.ttest_rel(after, base, alternative="greater").pvalue)
+    assert verdict(claim, spec, wanted, found).why == f"seen, largest p = {p:.2g} over 3 seeds"
+
+
+def test_trend_of_equal_values_is_none(tmp_path: Path) -> None:
+    assert trended(tmp_path, [[2.0] * 4]) == ("not seen once", "not seen, one seed: no test")
 
 
 def test_trend_without_its_start(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_last_smaller_batch_is_left_out(monkeypatch):
     trainer = make_trainer(cfg)
     seen: list[Batch] = []
     monkeypatch.setattr(trainer, "train_step", lambda batch, second: seen.append(batch))
-    monkeypatch.setattr(bench, "make_trainer", lambda cfg: trainer)
+    monkeypatch.setattr(sides, "make_trainer", lambda cfg: trainer)
     side = sides.suite(cfg)
     for _ in range(5):
         side.step()

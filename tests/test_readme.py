@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -18,11 +19,12 @@ README = (ROOT / "README.md").read_text()
         ("itdm_1", "itdm_1-only=FMNIST.md"),
         ("itdm_2", "figures/itdm_2-only=FMNIST.md"),
         ("itdm_collapse", "figures/itdm_collapse.md"),
+        ("bench-step", "bench-step.txt"),
     ],
 )
 def test_tables_are_the_reference(mark: str, file: str) -> None:
     (block,) = re.findall(rf"<!-- {mark} -->\n(.*?)<!-- /{mark} -->", README, re.S)
-    assert block.strip() == (ROOT / "runs" / "reference" / file).read_text().strip()
+    assert dedent(block).strip() == (ROOT / "runs" / "reference" / file).read_text().strip()
 
 
 def test_commands_name_what_exists() -> None:

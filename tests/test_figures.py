@@ -77,7 +77,7 @@ def test_every_figure_draws_its_runs(name: str, figure: Figure, runs: Path, tmp_
 
     measured = {(key, float(value)) for path in runs.glob("*/*/metrics.csv") for row in read(path) for key, value in row.items() if value}
     plotted = [row for row in read(Path(f"{out}.csv")) if row.get("source") != "paper"]
-    assert plotted and all(row["profile"] == "smoke" and row["seeds"] == "1" for row in plotted)
+    assert plotted and all(row["of_profile"] == "smoke" and row["of_seed"] == "1" for row in plotted)
     for row in plotted:
         assert (row["kind"] in ("point", "silhouette")) if "kind" in row else ((row["metric"], float(row["value"])) in measured)
 

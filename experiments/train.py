@@ -128,8 +128,8 @@ def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
 
                 board = open_board(run.path, cfg, begun)
             for row in trainer.rows[known:]:
-                for name, value in row.items():
-                    board.add_scalar(name, value, int(row["step"]))
+                for name in row.keys() - {"step", "epoch"}:  # the axis, not curves
+                    board.add_scalar(name, row[name], int(row["step"]))
             run.log(trainer.rows)
             if trainer.epoch % cfg.runtime.checkpoint_every == 0 or trainer.epoch == trainer.epochs:
                 _save(run, trainer)

@@ -45,7 +45,8 @@ def verdict(claim: Claim, table: Table, wanted: pd.DataFrame, found: dict[str, s
     if judge is None:
         raise ConfigError(f"table.claims: check {claim.check!r} is not known; allowed: compare, trend")
     tests = [test for group in groups.values() for test in judge(claim, group)]
-    return Verdict(claim.says, *_conclude(tests, len(groups)))
+    name, why = _conclude(tests)
+    return Verdict(claim.says, name, why if len(columns) == len(claim.columns or columns) else f"{why}; only in {', '.join(columns)}")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _trend(claim: Claim, group: pd.DataFrame) -> list[Comparison]:
     return [Comparison(effect, holds, fails, len(values))]
 
 
-def _conclude(tests: list[Comparison], groups: int) -> tuple[str, str]:
+def _conclude(tests: list[Comparison]) -> tuple[str, str]:
     """All must hold. One that is refuted, at a level shared by all of them, refutes the claim."""
     present = [test for test in tests if test.seeds]
     held = sum(test.effect > 0 for test in present)

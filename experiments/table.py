@@ -176,6 +176,8 @@ def narrowed(cfg: DictConfig, spec: DictConfig) -> Table:
     columns = {name: column for name, column in table.columns.items() if not cfg.only or set(name.split()) & set(map(str, cfg.only))}
     if not columns:
         raise ConfigError(f"only: no column has {', '.join(map(str, cfg.only))} in its name; allowed: {', '.join(table.columns)}")
+    for claim in table.claims:  # what it was about, so that its verdict can say what is left of that
+        claim.columns = claim.columns or list(table.columns)
     table.columns = columns
     return table
 

@@ -59,7 +59,7 @@ class Trainer:
         self.optimizer = SGD(parameters, **cfg.optim, fused=True)
 
     def prepare_methods(self) -> None:
-        """Show each method one pass, in evaluation mode and with a generator of its own, so that nothing of the run moves."""
+        """Show each method one pass, so that it can size its parameters; in evaluation mode, which leaves the network as it is."""
         x, y = (values[:2] for values in self.bundle.splits["train"])
         self.net.eval()
         with torch.no_grad():

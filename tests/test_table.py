@@ -491,6 +491,14 @@ def test_columns_with_the_same_runs_count_once(tmp_path: Path) -> None:
     assert verdict(COMPARE, spec, wanted, found).why.startswith("seen, largest p = ")
 
 
+def test_a_narrowed_claim_says_where_it_was_tried(tmp_path: Path) -> None:
+    spec = spec_of(Row("base"), Row("a"), A=Column("test/ce"))
+    _, wanted, found = made(tmp_path, spec, {("base", ""): BASE, ("a", ""): BELOW})
+    claim = Claim(COMPARE.says, "test/ce", COMPARE.of, COMPARE.against, relation=COMPARE.relation, columns=["A", "B"])
+    assert verdict(claim, spec, wanted, found).why.endswith("; only in A")
+    assert "only in" not in verdict(COMPARE, spec, wanted, found).why
+
+
 def trended(tmp_path: Path, lines: list[list[float | None]], relation: str = "rising", against: str | None = "base") -> tuple[str, str]:
     """`lines`: per seed, the value without and at each weight."""
     claim = Claim("grows", "test/ce", "a", against, check="trend", relation=relation)

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from experiments import store
-from experiments.cli import CONF, RunFailed, one_line, stop
+from experiments.cli import BAD_INPUT, CONF, RunFailed, one_line, stop
 from experiments.config import ConfigError, check, options
 
 if TYPE_CHECKING:  # torch is imported when something is measured: --help does without
@@ -210,10 +208,8 @@ def main() -> None:
         bench(sys.argv[1:])
     except RunFailed as error:
         stop(str(error), 1)
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+    except BAD_INPUT as error:
         stop(one_line(error), 2)
-    except OSError as error:
-        stop(f"{error.filename}: {error.strerror}" if error.filename else one_line(error), 2)
     except KeyboardInterrupt:
         stop("interrupted", 130)
 

@@ -12,18 +12,12 @@ from typing import Any
 import hydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
-from experiments import store
 from experiments.config import ConfigError, options, wanted
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-
-OmegaConf.register_new_resolver("run_dir", lambda *, _root_: store.run_dir(_root_), replace=True)
-OmegaConf.register_new_resolver("run_id", lambda *, _root_: store.run_id(_root_), replace=True)
-
 
 BAD_INPUT = (ConfigError, HydraException, OmegaConfBaseException, YAMLError, OSError)
 

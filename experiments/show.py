@@ -44,9 +44,10 @@ def wide(table: Table, cells: pd.DataFrame) -> pd.DataFrame:
         line = {"": f"{row} {_choice(group.iloc[0])}".strip()}
         for cell in group.to_dict("records"):
             digits = table.columns[cell["column"]].digits
+            papers = cells[cells["column"] == cell["column"]]["paper"].dropna()
             line[cell["column"]] = _ours(cell, digits)
-            if cells[cells["column"] == cell["column"]]["paper"].notna().any():
-                line[f"{cell['column']} paper"] = _paper(cell, digits, _decimals(cells[cells["column"] == cell["column"]]["paper"]))
+            if len(papers):
+                line[f"{cell['column']} paper"] = _paper(cell, digits, _decimals(papers))
         lines.append(line)
     return pd.DataFrame(lines).fillna("")
 
@@ -69,7 +70,7 @@ def _ours(cell: dict[str, Any], digits: int) -> str:
 
 def _decimals(papers: pd.Series) -> int:
     """As many decimals as the paper prints in this column."""
-    return max(len(f"{number:g}".partition(".")[2]) for number in papers.dropna())
+    return max(len(f"{number:g}".partition(".")[2]) for number in papers)
 
 
 def _paper(cell: dict[str, Any], digits: int, decimals: int) -> str:

@@ -90,12 +90,12 @@ class Run:
             return "failed"
         return "resumable" if (self.path / "checkpoint.pt").exists() else "missing"
 
-    def acquire(self, wait: bool = False) -> bool:
+    def acquire(self) -> bool:
         """Become the one process that trains this run. The kernel frees the lock whatever ends the process."""
         self.path.mkdir(parents=True, exist_ok=True)
         handle = open(self.path / "lock", "ab")  # noqa: SIM115
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.close()
             return False

@@ -56,7 +56,7 @@ def choices(row: Row) -> list[tuple[str, list[str]]]:
         pairs = dict(zip(row.grid, values, strict=True))
         name = f"{values[0]}" if len(values) == 1 else ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in pairs.items())
         found.append((name, [f"{key}={value}" for key, value in pairs.items()]))
-    return [("" if not row.grid else name, overrides) for name, overrides in found]
+    return found
 
 
 def numbers(wanted: Jobs, found: dict[str, store.Run], metric: str, at: str) -> pd.Series:

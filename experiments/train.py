@@ -1,6 +1,6 @@
 """One run: config -> bundle, net, methods -> trainer -> result.json.   python -m experiments.train --help
 
-torch is imported inside the functions: `--help`, tables and a run that is done already do without it.
+torch is imported inside the functions: `--help` and the printing of tables do without it.
 """
 
 from __future__ import annotations

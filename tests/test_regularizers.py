@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from test_mmd import brute, root
-from test_trainer import METHODS, buffers, config, parameters, same, strength, train, trainer
+from test_trainer import METHODS, buffers, config, data_home, parameters, same, strength, train, trainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -29,14 +28,7 @@ OURS = {"data", "models", "regularizers", "experiments"}
 MAY_IMPORT = {"data": {"data"}, "models": {"models"}, "regularizers": {"data", "models", "regularizers"}}
 QUICK = ["profile.steps=2", "profile.test=20"]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing that these tests cache outlives them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("DATA_DIR", str(tmp_path_factory.mktemp("data")))
-        yield
+__all__ = ["data_home"]  # a fixture
 
 
 def made(method: str, **options: Any) -> Any:

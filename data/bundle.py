@@ -25,9 +25,7 @@ class Batch:
     per_class: int | None = None
 
 
-def identity(x: Tensor, rng: Generator) -> Tensor:
-    """No augmentation."""
-    return x
+Augment = Callable[[Tensor, Generator], Tensor]  # (training samples [n], generator) -> raw images [n, C, H, W], each changed at random
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Bundle:
 
     splits: "train", "test", and "valid" where the paper has one: (uint8 images [N, C, H, W], labels [N]), on the device.
     prepare: uint8 images -> normalised float images, a batch at a time.
-    augment: what happens to the raw images of a training batch, with random numbers from the given generator.
+    augment: gives the raw images of a training batch, changed at random; None: they are taken as they are.
     variant: what the data really is ("official archive", "JPEG-recompressed parquet", ...); printed beside every number made with it.
     """
 
@@ -44,7 +42,7 @@ class Bundle:
     num_classes: int
     prepare: Callable[[Tensor], Tensor]
     variant: str
-    augment: Callable[[Tensor, Generator], Tensor] = identity
+    augment: Augment | None = None
 
     def order(self, rng: Generator, balanced: bool) -> Tensor:
         """The training samples of one epoch, as indices in the order in which they are seen.
@@ -68,13 +66,12 @@ class Bundle:
         y = self.splits["train"][1]
         return int(torch.bincount(y, minlength=self.num_classes).max()) * self.num_classes if balanced else len(y)
 
-    def epoch(self, batch_size: int, rng: Generator, balanced: bool = False) -> Iterator[Batch]:
-        """One pass over the training split: shuffled or class-balanced, augmented; the last batch may be smaller."""
+    def take(self, chosen: Tensor, rng: Generator, balanced: bool = False) -> Batch:
+        """The training samples `chosen` [n], a part of an `order`, augmented and normalised; nothing here makes the host wait."""
         x, y = self.splits["train"]
-        for chosen in self.order(rng, balanced).split(batch_size):
-            label = y[chosen]
-            per_class = -(-len(chosen) // self.num_classes) if balanced else None
-            yield Batch(self.prepare(self.augment(x[chosen], rng)), label, label, per_class)
+        raw = x[chosen] if self.augment is None else self.augment(chosen, rng)
+        label = y[chosen]
+        return Batch(self.prepare(raw), label, label, -(-len(chosen) // self.num_classes) if balanced else None)
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """One pass over a split in its own order, without augmentation, for evaluation."""

@@ -60,7 +60,18 @@ def _folders(root: Path) -> list[Path]:
 
 def _entry(root: Path, label: str, paths: list[Path]) -> str:
     """The entry's file name; it changes when a file at or below the paths changes its name, size in bytes or modification time."""
-    files = {path for path in paths if path.is_file()}
-    files |= {Path(folder, file) for path in paths for folder, _, names in os.walk(path) for file in names}
-    stamp = [(str(file.relative_to(root)), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in sorted(files)]
-    return f"{label}-{hashlib.sha256(f'{CACHE_FORMAT} {label} {stamp}'.encode()).hexdigest()[:16]}.npz"
+    stamp = [(path.relative_to(root).as_posix(), _when(path.stat())) for path in paths if path.is_file()]
+    stack = [(str(path), path.relative_to(root).as_posix()) for path in paths if path.is_dir()]
+    while stack:  # plain strings: an archive can have 100,000 files, and this runs at every start
+        folder, name = stack.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):  # a link could lead in a circle
+                    stack.append((entry.path, f"{name}/{entry.name}"))
+                else:
+                    stamp.append((f"{name}/{entry.name}", _when(entry.stat())))
+    return f"{label}-{hashlib.sha256(f'{CACHE_FORMAT} {label} {sorted(set(stamp))}'.encode()).hexdigest()[:16]}.npz"
+
+
+def _when(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_size, stat.st_mtime_ns

@@ -1,12 +1,9 @@
-"""How raw data is read: the official archive, a parquet file, an image folder or scikit-learn's digits, as tensors of bytes."""
+"""How raw data is read: a parquet file, an image folder or scikit-learn's digits, as tensors of bytes."""
 
 from __future__ import annotations
 
-import gzip
 import io
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +16,6 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 Shape = tuple[int, int, int]
-Archive = Callable[[Path, bool, bool], Any]
 Samples = tuple[Tensor, Tensor]
 Encoding = tuple[str | None, tuple[tuple[int, ...], ...]]  # an image's format and its JPEG quantisation tables
 
@@ -45,48 +41,19 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def resized(images: Tensor, size: int) -> Tensor:
+    """uint8 images [N, C, H, W] -> [N, C, size, size], each as torchvision's Resize does it with a PIL image (bilinear)."""
+    from PIL import Image
+
+    small = np.empty((*images.shape[:2], size, size), dtype=np.uint8)
+    for image, target in zip(images.permute(0, 2, 3, 1).numpy(), small, strict=True):
+        pixels = image[..., 0] if image.shape[2] == 1 else np.ascontiguousarray(image)
+        shrunk = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
+        target[...] = shrunk.reshape(size, size, -1).transpose(2, 0, 1)
+    return torch.from_numpy(small)
+
+
 # Each reader gives the whole data set. What takes long to import is imported when it is needed: most jobs read the cache.
-
-
-def read_archive(name: str, root: Path, where: str, archive: Archive) -> Raw:
-    """The official files in `root / where`, plain or as .gz, read by torchvision's class."""
-    splits = {}
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            visible = _unpacked(root, where, Path(temporary))
-            for split in ("train", "test"):
-                dataset = archive(visible, split == "train", False)
-                images = torch.as_tensor(dataset.data)
-                labels = torch.as_tensor(dataset.targets if hasattr(dataset, "targets") else dataset.labels, dtype=torch.int64)
-                if images.ndim == 3:
-                    images = images[:, None]
-                elif images.shape[-1] == 3:
-                    images = images.permute(0, 3, 1, 2)
-                if labels.ndim == 2:  # QMNIST: the class is the first of 8 columns
-                    labels = labels[:, 0]
-                splits[split] = images.contiguous(), labels.contiguous()
-    except Exception as error:  # torchvision's readers raise anything, from AssertionError to zlib.error
-        reason = "files are missing" if "download=True" in str(error) else one_line(error)
-        remedy = "delete it and add runtime.download=true to fetch it again"
-        raise DataError(f"{name}: the official archive in {root / where} cannot be read ({reason}): {remedy}") from None
-    return Raw(splits, "official archive")
-
-
-def _unpacked(root: Path, where: str, temporary: Path) -> Path:
-    """A root under which torchvision finds plain files: `root` itself, or `temporary` if some are there only as .gz."""
-    files = [path for path in (root / where).glob("*") if path.is_file()]
-    packed = [path for path in files if path.suffix == ".gz" and not path.with_suffix("").exists()]
-    if not packed:
-        return root
-    folder = temporary / where
-    folder.mkdir(parents=True)
-    for path in files:
-        if path.suffix != ".gz":
-            (folder / path.name).symlink_to(path.resolve())
-    for path in packed:
-        with gzip.open(path) as source, open(folder / path.stem, "wb") as target:
-            shutil.copyfileobj(source, target)
-    return temporary
 
 
 def read_parquet(paths: list[Path], shape: Shape) -> Raw:
@@ -99,7 +66,7 @@ def read_parquet(paths: list[Path], shape: Shape) -> Raw:
     for path in paths:
         try:
             with ParquetFile(path) as file:
-                pairs.append(_decode(_rows(path, file), file.metadata.num_rows, shape, seen))
+                pairs.append(decode(_rows(path, file), file.metadata.num_rows, shape, seen))
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a readable parquet file ({one_line(error)})") from None
     return Raw(dict(zip(("train", "test"), pairs, strict=True)), f"parquet ({_encoding(seen)})")
@@ -131,7 +98,7 @@ def read_folder(paths: list[Path], shape: Shape, num_classes: int) -> Raw:
             for file in sorted((path / kind).iterdir())
             if not file.name.startswith(".")
         ]
-        pairs.append(_decode(items, len(items), shape, seen))
+        pairs.append(decode(items, len(items), shape, seen))
     return Raw(dict(zip(("train", "test"), pairs, strict=True)), f"image folder ({_encoding(seen)})")
 
 
@@ -174,7 +141,7 @@ def in_turn(labels: Tensor) -> Tensor:
 # Encoded images, in parquet files and in folders.
 
 
-def _decode(items: Iterable[tuple[str, Any, Any]], count: int, shape: Shape, seen: set[Encoding]) -> Samples:
+def decode(items: Iterable[tuple[str, Any, Any]], count: int, shape: Shape, seen: set[Encoding]) -> Samples:
     """Images and labels of (place, file, label); adds each image's encoding to `seen`."""
     from PIL import Image, UnidentifiedImageError
 

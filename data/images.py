@@ -1,102 +1,97 @@
-"""The image data sets: one function each, from raw data to a Bundle."""
+"""The image data sets, from raw data to a Bundle: each is an `Images`, which says what is known of it and is called to load it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
+from data import tiny_imagenet as tiny
+from data.archives import Archive, idx, svhn_files, tarball
+from data.augment import crop_flip
 from data.bundle import Bundle
-from data.formats import in_turn
-from data.sources import DataError, Raw, load
+from data.formats import DataError, Raw, Shape, in_turn
+from data.sources import load
 
 
-def digits(
-    data_dir: str, device: str, download: bool = False, source: str = "auto", train: int | None = None, test: int | None = None
-) -> Bundle:
-    """scikit-learn's 1,797 real handwritten digits, 8x8, shown at 1x28x28 (bilinear); 10 classes; nothing to download.
+@dataclass(frozen=True)
+class Images:
+    """What is known of a data set.
 
-    train: class-balanced training images, 500 by default; the same ones for every seed; all others (1,297) are the test images.
-    Normalised by mean and standard deviation of the 500 training images.
+    name: its name in conf/dataset and its folder's for parquet and image folders; title: its name in text.
+    shape: [C, H, W] of the images; mean, std: per channel, of pixels in 0 .. 1.
+    sizes: official number of "train" and "test" images; none where there is no such number.
     """
-    if source not in ("auto", "embedded"):
-        raise DataError(f"dataset.source={source}: digits come with scikit-learn, choose auto or embedded")
-    raw = load("digits", (1, 28, 28), 10, data_dir, source="embedded")
-    cut = 500 if train is None else train
-    both = [torch.cat(tensors) for tensors in zip(raw.splits["train"], raw.splits["test"], strict=True)]  # classes in turn, throughout
-    if not 10 <= cut < len(both[1]):
-        raise DataError(f"dataset.train={cut}: choose 10 (one per class) to {len(both[1]) - 1:,} images; the others are for tests")
-    splits = {"train": (both[0][:cut], both[1][:cut]), "test": (both[0][cut:], both[1][cut:])}
-    variant = "scikit-learn digits" + (f", {cut:,} training images" if cut != 500 else "")
-    return _bundle(Raw(splits, variant), {"test": test}, 10, (0.3041,), (0.3229,), device)
+
+    name: str
+    title: str
+    shape: Shape
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sizes: dict[str, int]
+    archive: Archive | None = None
+
+    def __call__(
+        self,
+        data_dir: str,
+        device: str,
+        download: bool | Sequence[str] = False,
+        source: str = "auto",
+        train: int | None = None,
+        test: int | None = None,
+        size: int | None = None,
+        padding: int = 0,
+        flip: bool = False,
+        test_augment: bool = False,
+    ) -> Bundle:
+        """The data set on the device.
+
+        data_dir, download, source, size (pixels; None: as published): see `data.sources.load`.
+        train, test: class-balanced subsets of so many images, the same ones for every seed; None: all.
+        padding, flip: training images are cropped at random after black padding of so many pixels, and mirrored half of the time.
+        test_augment: the test images are augmented too, once for all, as the ITDM authors' code does with STL10's.
+        Raises DataError, one line, if the data is missing or unreadable, or an option is not allowed.
+        """
+        if size is not None and size < 1:
+            raise DataError(f"dataset.size={size}: choose a whole number of pixels of at least 1, or null for {self.shape[1]}")
+        _check_padding(padding, size or self.shape[1])
+        if test_augment and not (padding or flip):
+            raise DataError("dataset.test_augment=true: there is nothing to augment with, set dataset.padding or dataset.flip")
+        raw = load(self.name, self.shape, self.num_classes, data_dir, self.archive, source, download, size)
+        variant = raw.variant
+        if variant.startswith(("parquet", "image folder")):  # such copies are not always the original pixels: name what they are of
+            variant = f"{self.title} as {variant}"
+        if size not in (None, self.shape[1]):
+            variant += f", at {size}x{size}"
+        return self.bundle(Raw(raw.splits, variant), {"train": train, "test": test}, device, padding, flip, test_augment)
+
+    def bundle(
+        self, raw: Raw, limits: dict[str, int | None], device: str, padding: int = 0, flip: bool = False, test_augment: bool = False
+    ) -> Bundle:
+        """The raw data on the device, cut to class-balanced subsets; the variant names every number of images but the official one."""
+        splits, variant = {}, raw.variant
+        for split, (images, labels) in raw.splits.items():
+            official = self.sizes.get(split, len(labels))
+            if (count := limits.get(split)) is not None:
+                chosen = _first(split, labels, count, self.num_classes)
+                images, labels = images[chosen], labels[chosen]
+            if len(labels) != official:
+                variant += f", {len(labels):,} {'training' if split == 'train' else split} images"
+            if split == "test" and test_augment:
+                # On the CPU: the same images for every device.
+                images = crop_flip(images, padding, flip)(torch.arange(len(images)), Generator().manual_seed(0))
+                variant += ", test images augmented"
+            splits[split] = images.to(device), labels.to(device)
+        augment = crop_flip(splits["train"][0], padding, flip) if padding or flip else None
+        return Bundle(splits, self.num_classes, normalise(self.mean, self.std, device), variant, augment)
 
 
-def mnist(
-    data_dir: str, device: str, download: bool = False, source: str = "auto", train: int | None = None, test: int | None = None
-) -> Bundle:
-    """MNIST: 60,000 / 10,000 handwritten digits, 1x28x28, 10 classes. Normalised by the training set's statistics."""
-    return _idx("mnist", "MNIST", 0.1307, 0.3081, data_dir, device, download, source, train, test)
-
-
-def qmnist(
-    data_dir: str, device: str, download: bool = False, source: str = "auto", train: int | None = None, test: int | None = None
-) -> Bundle:
-    """QMNIST: 60,000 / 60,000 handwritten digits, 1x28x28, 10 classes; MNIST with its full test set. Normalised as MNIST."""
-    return _idx("qmnist", "QMNIST", 0.1307, 0.3081, data_dir, device, download, source, train, test)
-
-
-def kmnist(
-    data_dir: str, device: str, download: bool = False, source: str = "auto", train: int | None = None, test: int | None = None
-) -> Bundle:
-    """Kuzushiji-MNIST: 60,000 / 10,000 cursive Japanese characters, 1x28x28, 10 classes. Normalised by the ITDM authors' constants."""
-    return _idx("kmnist", "KMNIST", 0.1903, 0.3475, data_dir, device, download, source, train, test)
-
-
-def fmnist(
-    data_dir: str, device: str, download: bool = False, source: str = "auto", train: int | None = None, test: int | None = None
-) -> Bundle:
-    """Fashion-MNIST: 60,000 / 10,000 pieces of clothing, 1x28x28, 10 classes. Normalised by the training set's statistics."""
-    return _idx("fmnist", "FashionMNIST", 0.2860, 0.3530, data_dir, device, download, source, train, test)
-
-
-def _idx(
-    name: str,
-    official: str,
-    mean: float,
-    std: float,
-    data_dir: str,
-    device: str,
-    download: bool,
-    source: str,
-    train: int | None,
-    test: int | None,
-) -> Bundle:
-    """A relative of MNIST: grey, 28x28, ten classes; `official` is torchvision's class and its folder."""
-    raw = load(name, (1, 28, 28), 10, data_dir, _torchvision(official), f"{official}/raw", source, download)
-    return _bundle(raw, {"train": train, "test": test}, 10, (mean,), (std,), device)
-
-
-def _torchvision(official: str) -> Callable[[Path, bool, bool], Any]:
-    """torchvision's own class as (root, train, download) -> dataset; imported when called, because that takes seconds."""
-    return lambda root, train, download: getattr(import_module("torchvision.datasets"), official)(root, train=train, download=download)
-
-
-def _bundle(raw: Raw, limits: dict[str, int | None], num_classes: int, mean: Sequence[float], std: Sequence[float], device: str) -> Bundle:
-    """The raw data on the device, cut to class-balanced subsets of the wanted sizes, which the variant then names."""
-    splits, variant = {}, raw.variant
-    for split, (images, labels) in raw.splits.items():
-        count = limits.get(split)
-        if count is not None:
-            chosen = _first(split, labels, count, num_classes)
-            if count < len(labels):
-                variant += f", {count:,} {'training' if split == 'train' else split} images"
-            images, labels = images[chosen], labels[chosen]
-        splits[split] = images.to(device), labels.to(device)
-    return Bundle(splits, num_classes, normalise(mean, std, device), variant)
+def _check_padding(padding: int, size: int) -> None:
+    if not 0 <= padding <= size:
+        raise DataError(f"dataset.padding={padding}: choose 0 to {size} pixels")
 
 
 def _first(split: str, labels: Tensor, count: int, num_classes: int) -> Tensor:
@@ -117,3 +112,107 @@ def normalise(mean: Sequence[float], std: Sequence[float], device: str) -> Calla
         return torch.addcmul(shift, images.contiguous(memory_format=torch.channels_last), scale)
 
     return prepare
+
+
+# Grey, 28x28, ten classes. Normalised by the training set's statistics, QMNIST as MNIST, Kuzushiji-MNIST by the ITDM authors' constants.
+
+_GREY: tuple[Shape, int] = ((1, 28, 28), 10)
+_60K_10K = {"train": 60_000, "test": 10_000}
+
+# handwritten digits
+mnist = Images("mnist", "MNIST", *_GREY, (0.1307,), (0.3081,), _60K_10K, idx("MNIST"))
+# MNIST with its full test set
+qmnist = Images("qmnist", "QMNIST", *_GREY, (0.1307,), (0.3081,), {"train": 60_000, "test": 60_000}, idx("QMNIST"))
+# cursive Japanese characters
+kmnist = Images("kmnist", "KMNIST", *_GREY, (0.1903,), (0.3475,), _60K_10K, idx("KMNIST"))
+# pieces of clothing
+fmnist = Images("fmnist", "FMNIST", *_GREY, (0.2860,), (0.3530,), _60K_10K, idx("FashionMNIST"))
+
+_digits = Images("digits", "digits", *_GREY, (0.3041,), (0.3229,), {})
+
+
+def digits(
+    data_dir: str,
+    device: str,
+    download: bool | Sequence[str] = False,
+    source: str = "auto",
+    train: int | None = None,
+    test: int | None = None,
+    padding: int = 0,
+    flip: bool = False,
+) -> Bundle:
+    """scikit-learn's 1,797 real handwritten digits, 8x8, shown at 1x28x28 (bilinear); 10 classes; nothing to download.
+
+    train: class-balanced training images, 500 by default; the same ones for every seed; all others (1,297) are the test images.
+    Normalised by mean and standard deviation of the 500 training images. The other options are those of `Images`.
+    """
+    if source not in ("auto", "embedded"):
+        raise DataError(f"dataset.source={source}: digits come with scikit-learn, choose auto or embedded")
+    _check_padding(padding, 28)
+    raw = load("digits", *_GREY, data_dir, source="embedded")
+    cut = 500 if train is None else train
+    both = [torch.cat(tensors) for tensors in zip(raw.splits["train"], raw.splits["test"], strict=True)]  # classes in turn, throughout
+    if not 10 <= cut < len(both[1]):
+        raise DataError(f"dataset.train={cut}: choose 10 (one per class) to {len(both[1]) - 1:,} images; the others are for tests")
+    splits = {"train": (both[0][:cut], both[1][:cut]), "test": (both[0][cut:], both[1][cut:])}
+    variant = "scikit-learn digits" + (f", {cut:,} training images" if cut != 500 else "")
+    return _digits.bundle(Raw(splits, variant), {"test": test}, device, padding, flip)
+
+
+# Colour. Normalised by the constants that the papers' and their baselines' published code uses.
+
+# small photographs of ten kinds of objects and animals
+cifar10 = Images(
+    "cifar10",
+    "CIFAR-10",
+    (3, 32, 32),
+    10,
+    (0.4914, 0.4822, 0.4465),
+    (0.2023, 0.1994, 0.2010),
+    {"train": 50_000, "test": 10_000},
+    tarball("CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz", (True, False)),
+)
+# the same with a hundred (fine) classes
+cifar100 = Images(
+    "cifar100",
+    "CIFAR-100",
+    (3, 32, 32),
+    100,
+    (129.3 / 255, 124.1 / 255, 112.4 / 255),
+    (68.2 / 255, 65.4 / 255, 70.4 / 255),
+    {"train": 50_000, "test": 10_000},
+    tarball("CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz", (True, False)),
+)
+# house numbers, without the extra training images; class 0 is digit 0; the training set's own statistics
+svhn = Images(
+    "svhn",
+    "SVHN",
+    (3, 32, 32),
+    10,
+    (0.4377, 0.4438, 0.4728),
+    (0.1980, 0.2010, 0.1970),
+    {"train": 73_257, "test": 26_032},
+    svhn_files,
+)
+# labelled photographs, taken from ImageNet; ImageNet's statistics
+stl10 = Images(
+    "stl10",
+    "STL10",
+    (3, 96, 96),
+    10,
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+    {"train": 5_000, "test": 8_000},
+    tarball("STL10", "stl10_binary", "stl10_binary.tar.gz", ("train", "test")),
+)
+# ImageNet's images and classes in small; the validation images are the test set, as the published test images have no labels
+tiny_imagenet = Images(
+    "tiny_imagenet",
+    "Tiny-ImageNet",
+    (3, 64, 64),
+    200,
+    (0.5, 0.5, 0.5),
+    (0.5, 0.5, 0.5),
+    {"train": 100_000, "test": 10_000},
+    tiny.archive,
+)

@@ -33,10 +33,10 @@ def verdict(claim: Claim, table: Table, wanted: pd.DataFrame, found: dict[str, s
     """Reproduced, not reproduced, or not decided; with one seed only "seen once" or "not seen once"."""
     from experiments.table import numbers
 
-    labels = {row.label for row in table.rows}
-    for label in (claim.of, claim.against):
-        if label is not None and label not in labels:
-            raise ConfigError(f"table.claims: {label!r} is not a row; allowed: {', '.join(sorted(labels))}")
+    rows = {row.label: row for row in table.rows}
+    of = [label for label in claim.of if label in rows]
+    if claim.against not in (None, *rows) or not of:
+        raise ConfigError(f"table.claims: {claim.against if of else claim.of[0]!r} is not a row; allowed: {', '.join(sorted(rows))}")
     columns = [name for name in claim.columns or table.columns if name in table.columns]
     value = wanted.assign(value=numbers(wanted, found, claim.metric, table.at))[wanted["column"].isin(columns)]
     # columns that differ only in the metric hold the same runs: each counts once
@@ -44,9 +44,10 @@ def verdict(claim: Claim, table: Table, wanted: pd.DataFrame, found: dict[str, s
     judge = {"compare": _compare, "trend": _trend}.get(claim.check)
     if judge is None:
         raise ConfigError(f"table.claims: check {claim.check!r} is not known; allowed: compare, trend")
-    tests = [test for group in groups.values() for test in judge(claim, group)]
+    tests = [test for group in groups.values() for label in of for test in judge(claim, group, label, claim.against or rows[label].against)]
     name, why = _conclude(tests)
-    return Verdict(claim.says, name, why if len(columns) == len(claim.columns or columns) else f"{why}; only in {', '.join(columns)}")
+    left = [*(of if len(of) < len(claim.of) else []), *(columns if len(columns) < len(claim.columns) else [])]
+    return Verdict(claim.says, name, f"{why}; only in {', '.join(left)}" if left else why)
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,14 @@ class Comparison:
     seeds: int = 0
 
 
-def _compare(claim: Claim, group: pd.DataFrame) -> list[Comparison]:
+def _compare(claim: Claim, group: pd.DataFrame, of: str, against: str | None) -> list[Comparison]:
     """Each choice of row `of` against row `against`, paired by seed: a one-sided t-test of the difference beyond -margin."""
-    if claim.relation not in ("<", ">") or claim.against is None:
+    if claim.relation not in ("<", ">") or against is None:
         raise ConfigError("table.claims: a compare needs `against`, and a relation < or >")
-    base = group[group["row"] == claim.against].set_index("seed")["value"]
+    base = group[group["row"] == against].set_index("seed")["value"]
     sign = 1 if claim.relation == ">" else -1
     tests = []
-    for _, mine in group[group["row"] == claim.of].groupby("choice", sort=False):
+    for _, mine in group[group["row"] == of].groupby("choice", sort=False):
         paired = sign * (mine.set_index("seed")["value"] - base)
         tests.append(_t_test(paired + claim.margin) if paired.notna().all() and len(paired) else Comparison())
     return tests
@@ -82,15 +83,13 @@ def _t_test(gain: pd.Series) -> Comparison:
     return Comparison(gain.mean(), holds, 1 - holds, len(gain))
 
 
-def _trend(claim: Claim, group: pd.DataFrame) -> list[Comparison]:
+def _trend(claim: Claim, group: pd.DataFrame, of: str, against: str | None) -> list[Comparison]:
     """Along the grid, in its order: Page's test for ordered alternatives, the seeds as its subjects."""
     if claim.relation not in ("rising", "falling"):
         raise ConfigError("table.claims: a trend's relation is rising or falling")
-    rows = group[group["row"].isin([claim.against, claim.of])].copy()
-    rows["point"] = rows["row"].where(rows["row"] == claim.against, rows["row"] + rows["choice"])
-    points = ([claim.against] if claim.against else []) + [
-        claim.of + choice for choice in group[group["row"] == claim.of]["choice"].unique()
-    ]
+    rows = group[group["row"].isin([against, of])].copy()
+    rows["point"] = rows["row"].where(rows["row"] == against, rows["row"] + rows["choice"])
+    points = ([against] if against else []) + [of + choice for choice in group[group["row"] == of]["choice"].unique()]
     values = rows.pivot(index="seed", columns="point", values="value").reindex(columns=points).to_numpy()
     if not values.size or np.isnan(values).any():
         return [Comparison()]

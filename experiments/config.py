@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import re
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -55,7 +56,7 @@ class Runtime:
     device: str = "auto"  # auto | cpu | cuda | cuda:0 ...
     threads: int | None = None  # CPU threads of a run; null: all cores, shared by the runs that a launcher starts side by side
     data_dir: str = "${oc.env:DATA_DIR,data/raw}"
-    download: bool = False  # fetch a missing data set from its official source
+    download: Any = False  # true: fetch a missing data set from its official source; [URL,...]: from these mirrors first
     runs: str = "runs"
     checkpoint_every: int = 1  # epochs
     dry_run: bool = False  # train nothing, print what the run is
@@ -74,7 +75,10 @@ class Config:
     epochs: int = 20
     batch_size: int = 50
     balanced: bool = True  # class-balanced batches, as ITDM's sampler; false: plain shuffling
-    precision: str = "fp32"  # fp32 | tf32 | bf16
+    precision: str = "fp32"  # fp32 | tf32 | bf16: of the network; the methods' maths is always fp32
+    channels_last: bool = True  # memory layout of images and weights
+    compile: bool = False  # torch.compile on the network's training forward and backward
+    step: str = "eager"  # eager | graph: the whole step recorded as one CUDA graph
     deterministic: bool = False  # deterministic kernels, where torch has them
     cudnn_benchmark: bool = True
     optim: Optim = field(default_factory=Optim)
@@ -92,6 +96,10 @@ def _number(low: float, high: float = math.inf, open_low: bool = False, open_hig
     return inside
 
 
+def _download(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, ListConfig) and all(re.match(r"(https?|ftp)://", str(url)) for url in value))
+
+
 _POSITIVE = (_number(0, open_low=True), "a number above 0")
 _COUNT = (_number(1), "a whole number of at least 1")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -99,6 +107,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": _COUNT,
     "batch_size": _COUNT,
     "precision": (lambda value: value in ("fp32", "tf32", "bf16"), "fp32, tf32, bf16"),
+    "step": (lambda value: value in ("eager", "graph"), "eager, graph"),
     "optim.lr": _POSITIVE,
     "optim.momentum": (_number(0, 1, open_high=True), "a number from 0 to below 1"),
     "optim.weight_decay": (_number(0), "a number of at least 0"),
@@ -112,6 +121,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "profile.seeds": _COUNT,
     "runtime.threads": _COUNT,
     "runtime.checkpoint_every": _COUNT,
+    "runtime.download": (_download, "true, false, or a list of mirrors' URLs, [http...,...]"),
     "runtime.device": (lambda value: value in ("auto", "cpu") or value.split(":")[0] == "cuda", "auto, cpu, cuda, cuda:N"),
 }
 
@@ -188,7 +198,7 @@ _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def _hints(found: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return get_type_hints(found.__init__ if inspect.isclass(found) else found)
+        return get_type_hints(found.__init__ if inspect.isclass(found) else found if inspect.isroutine(found) else type(found).__call__)
     except NameError:  # of an import that only type checkers do
         return {}
 

@@ -17,7 +17,7 @@ class Column:
     overrides: list[str] = field(default_factory=list)
     better: str = "max"  # max | min
     digits: int = 2
-    minus: str | None = None  # a row: the column shows the difference to it, paired by seed
+    delta: bool = False  # the column shows the change from the row's `against`, paired by seed
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Row:
     label: str = MISSING
     overrides: list[str] = field(default_factory=list)
     grid: dict[str, list[Any]] = field(default_factory=dict)  # key -> values; without `pick`, one printed row per value
+    against: str | None = None  # the row that this one is compared with
     pick: str | None = None  # "max test/accuracy": the value of the grid that is printed
     paper: dict[str, Any] = field(default_factory=dict)  # column -> number or "3.82±0.18"; `choice` -> the paper's pick; or choice -> such
 
@@ -33,13 +34,14 @@ class Row:
 class Claim:
     """What the paper says in words.
 
-    check: "compare": `metric` of row `of`, for each of its choices, against row `against`: `relation` is < or >, by more than -`margin`;
-    "trend": `metric` along the grid of row `of`, starting with row `against` if given: `relation` is "rising" or "falling".
+    check: "compare": `metric` of the rows `of`, for each of their choices, against row `against` (None: the one that each row names):
+    `relation` is < or >, by more than -`margin`; "trend": `metric` along the grid of each row, starting with row `against` or the one
+    that the row names, if any: `relation` is "rising" or "falling".
     """
 
     says: str = MISSING
     metric: str = MISSING
-    of: str = MISSING
+    of: list[str] = MISSING
     against: str | None = None
     check: str = "compare"
     relation: str = MISSING
@@ -67,7 +69,7 @@ class TablesConfig(Config):
     table: Table = field(default_factory=Table)
     launch: bool = True  # false: print what there is
     plan: bool = False  # print what is missing and what it would cost; launch nothing
-    only: list[str] = field(default_factory=list)  # columns with one of these words in their name; empty: all
+    only: list[str] = field(default_factory=list)  # rows and columns with one of these words in their name; empty: all
     out: str = "runs/tables"  # where the Markdown, LaTeX and CSV files go
 
 
@@ -75,7 +77,8 @@ class TablesConfig(Config):
 class Figure:
     title: str = MISSING
     runs: Table = field(default_factory=Table)  # the runs it reads, asked for exactly as a table asks
-    draw: Any = MISSING  # _target_: a function of (figure's runs, out path, its own options) in experiments.figures
+    only: list[str] = field(default_factory=list)  # rows and columns of `runs`, by words in their names; empty: all
+    draw: Any = MISSING  # _target_: a function of experiments.figures, with its options; see experiments.figure.Drawing
 
 
 @dataclass

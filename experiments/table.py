@@ -6,7 +6,7 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -86,13 +86,12 @@ def fill(table: Table, wanted: Jobs, found: dict[str, store.Run]) -> pd.DataFram
     for row, (name, column) in itertools.product(table.rows, table.columns.items()):
         mine = wanted[(wanted["row"] == row.label) & (wanted["column"] == name)]
         value = numbers(mine, found, column.metric, table.at)
-        if column.minus is not None:
-            base = wanted[(wanted["row"] == column.minus) & (wanted["column"] == name)]
+        if column.delta:
+            base = wanted[(wanted["row"] == row.against) & (wanted["column"] == name)]
             value = value - mine["seed"].map(numbers(base, found, column.metric, table.at).set_axis(base["seed"]))
-            value = value if row.label != column.minus else value * float("nan")
         shown = [choice for choice, _ in choices(row)]
         if row.pick is not None:
-            shown = [_picked(row.pick, mine, found, table) or UNPICKED]
+            shown = [picked(row.pick, mine, found, table.at) or UNPICKED]
         for choice in shown:
             ours = value[mine["choice"] == choice]
             of_choice = mine if choice == UNPICKED else mine[mine["choice"] == choice]
@@ -108,7 +107,7 @@ def fill(table: Table, wanted: Jobs, found: dict[str, store.Run]) -> pd.DataFram
     return pd.DataFrame(cells)
 
 
-def _picked(pick: str, mine: Jobs, found: dict[str, store.Run], table: Table) -> str | None:
+def picked(pick: str, mine: Jobs, found: dict[str, store.Run], at: str) -> str | None:
     """The choice whose mean over the seeds is best; None until all runs have ended: a pick among some would not be that pick.
 
     A choice with a run that diverged is none.
@@ -116,7 +115,7 @@ def _picked(pick: str, mine: Jobs, found: dict[str, store.Run], table: Table) ->
     how, _, metric = pick.partition(" ")
     if any(identity not in found or found[identity].state not in ("done", "diverged") for identity in mine["id"]):
         return None
-    means = numbers(mine, found, metric, table.at).groupby(mine["choice"]).agg(lambda values: values.mean(skipna=False)).dropna()
+    means = numbers(mine, found, metric, at).groupby(mine["choice"]).agg(lambda values: values.mean(skipna=False)).dropna()
     return None if means.empty else str(means.idxmax() if how == "max" else means.idxmin())
 
 
@@ -167,18 +166,25 @@ def common_overrides() -> list[str]:
     return [word for word in words if word.lstrip("+~").split("=")[0].split(".")[0] not in OWN_KEYS]
 
 
-def narrowed(cfg: DictConfig, spec: DictConfig) -> Table:
-    """The typed table, cut to the columns that `only` names."""
+def narrowed(cfg: DictConfig, spec: DictConfig, *only: Sequence[str]) -> Table:
+    """The typed table, cut to the rows and columns that each list of words names; rows that others are compared with stay."""
     if OmegaConf.is_missing(spec, "title"):
         kind = "table" if spec is cfg.get("table") else "figure"
         raise ConfigError(f"{kind}: nothing is chosen; allowed: {', '.join(options(kind))}")
     table: Table = OmegaConf.to_object(spec)  # type: ignore[assignment]
-    columns = {name: column for name, column in table.columns.items() if not cfg.only or set(name.split()) & set(map(str, cfg.only))}
-    if not columns:
-        raise ConfigError(f"only: no column has {', '.join(map(str, cfg.only))} in its name; allowed: {', '.join(table.columns)}")
     for claim in table.claims:  # what it was about, so that its verdict can say what is left of that
         claim.columns = claim.columns or list(table.columns)
-    table.columns = columns
+    for words in ({*map(str, words)} for words in only):
+        known = {word for name in (*table.columns, *(row.label for row in table.rows)) for word in name.split()}
+        if unknown := sorted(words - known):
+            raise ConfigError(f"only: no row or column has {unknown[0]} in its name; allowed: {', '.join(sorted(known))}")
+        columns = {name: column for name, column in table.columns.items() if words & {*name.split()}}
+        labels = {row.label for row in table.rows if words & {*row.label.split()}}
+        labels |= {row.against for row in table.rows if row.label in labels and row.against is not None}
+        table.columns = columns or table.columns
+        table.rows = [row for row in table.rows if row.label in labels] or table.rows
+    labels = {row.label for row in table.rows}
+    table.claims = [claim for claim in table.claims if {*claim.of} & labels]
     return table
 
 
@@ -187,7 +193,7 @@ def run(cfg: DictConfig) -> None:
     from experiments.claims import verdicts
     from experiments.show import show
 
-    table = narrowed(cfg, cfg.table)
+    table = narrowed(cfg, cfg.table, cfg.only)
     wanted = jobs(table, common_overrides(), targets=cfg.launch)
     if cfg.plan:
         from experiments.plan import plan

@@ -23,6 +23,8 @@ from experiments.cli import RunFailed, main
 from experiments.config import ConfigError, build, check, first_line
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
     from data.bundle import Bundle
     from experiments.trainer import Trainer
 
@@ -75,6 +77,8 @@ def make_trainer(cfg: DictConfig) -> Trainer:
     from experiments.trainer import Trainer, generator
 
     device = _device(cfg.runtime.device)
+    if cfg.step == "graph" and device == "cpu":
+        raise ConfigError("step: graph needs a GPU; allowed here: eager")
     _keep_freed_memory()
     torch.set_num_threads(cfg.runtime.threads or _threads())
     torch.backends.cudnn.benchmark = cfg.cudnn_benchmark and not cfg.deterministic
@@ -127,12 +131,7 @@ def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
                 from experiments.board import open_board
 
                 board = open_board(run.path, cfg, begun)
-            for row in trainer.rows[known:]:
-                for name in row.keys() - {"step", "epoch"}:  # the axis, not curves
-                    board.add_scalar(name, row[name], int(row["step"]))
-            run.log(trainer.rows)
-            if trainer.epoch % cfg.runtime.checkpoint_every == 0 or trainer.epoch == trainer.epochs:
-                _save(run, trainer)
+            record(cfg, run, trainer, board, known)
             line = f"epoch {trainer.epoch}/{trainer.epochs}: {_headline(trainer.rows)}, {trainer.seconds:.1f} s"
             with open(run.path / "train.log", "a") as log:
                 log.write(line + "\n")
@@ -156,16 +155,22 @@ def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
     print(f"{run.path}: {_headline(trainer.rows)}, {trainer.seconds:.1f} s", flush=True)
 
 
+def record(cfg: DictConfig, run: store.Run, trainer: Trainer, board: SummaryWriter, known: int) -> None:
+    """What an epoch leaves in the run's folder: the evaluations after the first `known`, and a checkpoint."""
+    import torch
+
+    for row in trainer.rows[known:]:
+        for name in row.keys() - {"step", "epoch"}:  # the axis, not curves
+            board.add_scalar(name, row[name], int(row["step"]))
+    run.log(trainer.rows)
+    if trainer.epoch % cfg.runtime.checkpoint_every == 0 or trainer.epoch == trainer.epochs:
+        with store.written(run.path / "checkpoint.pt") as file:
+            torch.save(trainer.state(), file)
+
+
 def _headline(rows: list[dict[str, float]]) -> str:
     shown = {"train/ce": "train ce {:.4f}", "test/ce": "test ce {:.4f}", "test/accuracy": "accuracy {:.2f} %"}
     return ", ".join(text.format(rows[-1][name]) for name, text in shown.items() if rows and name in rows[-1])
-
-
-def _save(run: store.Run, trainer: Trainer) -> None:
-    import torch
-
-    with store.written(run.path / "checkpoint.pt") as file:
-        torch.save(trainer.state(), file)
 
 
 def _restore(run: store.Run, trainer: Trainer) -> bool:

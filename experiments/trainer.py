@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
 from data.bundle import Batch, Bundle
+from experiments.config import ConfigError, first_line
+from experiments.graph import Replayed
 from experiments.optim import SGD, Schedule
 from models.net import Net, record
 from regularizers.base import Pass, Regularizer
@@ -54,28 +57,46 @@ class Trainer:
 
         self.activations = record(net)
         self.prepare_methods()
-        self.net.to(memory_format=torch.channels_last)
+        if cfg.channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        self.compiled = torch.compile(net.features, dynamic=False) if cfg.compile else net.features
         parameters = [*net.parameters(), *(p for method in self.regularizers.values() for p in method.parameters())]
-        self.optimizer = SGD(parameters, **cfg.optim, fused=True)
+        lr = torch.tensor(cfg.optim.lr, device=self.device)  # a tensor: a recorded step reads its value anew
+        self.optimizer = SGD(parameters, lr, cfg.optim.momentum, weight_decay=cfg.optim.weight_decay, fused=True)
+        self.take_step = Replayed(self.step_on, self.rngs.values()) if cfg.step == "graph" else self.step_on
 
     def prepare_methods(self) -> None:
         """Show each method one pass, so that it can size its parameters; in evaluation mode, which leaves the network as it is."""
         x, y = (values[:2] for values in self.bundle.splits["train"])
         self.net.eval()
-        with torch.no_grad():
-            example = self.forward(Batch(self.bundle.prepare(x), y, y))
+        try:
+            with torch.no_grad():
+                example = self.forward(Batch(self.bundle.prepare(x), y, y))
+        except RuntimeError as error:
+            size = "x".join(map(str, x.shape[1:]))
+            raise ConfigError(f"model: {self.cfg.model._target_} does not take the data set's {size} ({first_line(error)})") from error
         self.net.train()
         self.net.reset()
         for method in self.regularizers.values():
             method.setup(example)
             method.to(self.device)
 
-    # the step
+    # the step, from the samples' indices on; nothing in it makes the host wait for the device
+
+    def step_on(self, *samples: Tensor) -> None:
+        """The step on these training samples: indices [n], and as many for the second batch if a method wants one."""
+        self.train_step(*self.take(*samples))
+
+    def take(self, first: Tensor, second: Tensor | None = None) -> tuple[Batch, Batch | None]:
+        balanced = self.cfg.balanced
+        batch = self.bundle.take(first, self.rngs["data"], balanced)
+        return batch, None if second is None else self.bundle.take(second, self.rngs["second"], balanced)
 
     def forward(self, batch: Batch) -> Pass:
         self.activations.clear()
+        x = batch.x if self.cfg.channels_last else batch.x.contiguous()
         with self.autocast():
-            features = self.net.features(batch.x)
+            features = (self.compiled if self.net.training else self.net.features)(x)
             logits = self.net.classifier(features)
         return Pass(batch, features, logits, tuple(self.activations))
 
@@ -101,29 +122,28 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        self.step += 1
-        for name, term in terms.items():  # summed on the device: reading them here would make the host wait for it
-            value = term.detach()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        for name, term in terms.items():  # summed on the device, and read at the next evaluation
+            if name not in self.sums:
+                self.sums[name] = torch.zeros_like(term)
+            self.sums[name].add_(term.detach())
 
     # the epoch
 
-    def batches(self) -> Iterator[tuple[Batch, Batch | None]]:
-        """This epoch's batches, each with its second one if a method wants it: the same data in an order of its own."""
-        size, balanced = self.cfg.batch_size, self.cfg.balanced
-        first = self.bundle.epoch(size, self.rngs["data"], balanced)
-        second = self.bundle.epoch(size, self.rngs["second"], balanced) if self.wants_second else None
-        for _ in range(self.steps_per_epoch):
-            yield next(first), next(second) if second is not None else None
+    def samples(self) -> Iterator[tuple[Tensor, ...]]:
+        """The samples of this epoch's batches, each with those of its second one if a method wants it: an order of its own."""
+        names = ("data", "second") if self.wants_second else ("data",)
+        orders = [self.bundle.order(self.rngs[name], self.cfg.balanced).split(self.cfg.batch_size) for name in names]
+        return itertools.islice(zip(*orders, strict=True), self.steps_per_epoch)
 
     def train_epoch(self, tick: Callable[[], object] = lambda: None) -> None:
         """One epoch. Calls `tick` after each step. Raises Diverged when an evaluation finds a loss that is no number."""
         began, start = time.perf_counter(), self.epoch * self.steps_per_epoch
         lr = self.cfg.optim.lr * self.schedule(self.epoch * self.cfg.epochs / self.epochs, [])
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        for batch, second in self.batches():
-            self.train_step(batch, second)
+            group["lr"].fill_(lr)
+        for samples in self.samples():
+            self.take_step(*samples)
+            self.step += 1
             tick()
             if self.step in self.evaluations:
                 self.rows.append(self.row(start, lr))
@@ -135,7 +155,9 @@ class Trainer:
         row: Row = {"step": self.step, "epoch": self.epoch + (self.step - start) / self.steps_per_epoch, "lr": lr}
         row |= {f"train/{name}": float(value) / count for name, value in self.sums.items()}
         row |= {f"test/{name}": value for name, value in self.evaluate("test").items()}
-        self.sums, self.since = {}, self.step
+        self.since = self.step
+        for total in self.sums.values():
+            total.zero_()  # in place: a recorded step goes on adding to it
         for name in ("train/ce", "test/ce"):
             if not math.isfinite(row[name]):
                 raise Diverged(f"{name} is {row[name]} at epoch {row['epoch']:.4g} (step {self.step})")

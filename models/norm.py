@@ -8,8 +8,13 @@ from torch import Tensor, nn
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation (Ioffe & Szegedy 2015) over everything but the channels, for [N, C] and [N, C, H, W] alike.
 
-    torch splits it into BatchNorm1d and BatchNorm2d only to check the input's dimensions; a factory must serve both.
+    torch splits it into BatchNorm1d and BatchNorm2d only to check the input's dimensions; a factory must serve both. Batches are
+    not counted: only a cumulative average would need it, and it costs a call per layer and step.
     """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.num_batches_tracked = None
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Generator, Tensor, nn
 
 from data.bundle import Batch
@@ -24,18 +25,19 @@ class Pass:
 class Regularizer(nn.Module):
     """A method. The defaults of the four stages change nothing: override what the paper's method does.
 
-    weight: the paper's lambda.
+    weight: the paper's lambda, a tensor on the device: a recorded step then reads it, like all that a sweep changes.
     active: False at weight 0: the method is left out of the run, which is then vanilla bit for bit.
     rng: the method's own generator, set by the trainer; drawing from any other would change the batches other methods see.
     second_batch: True asks the trainer for an independent second mini-batch, handed to `penalty` as `other`.
     """
 
     second_batch: ClassVar[bool] = False
+    weight: Tensor
     rng: Generator
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
-        self.weight = weight
+        self.register_buffer("weight", torch.tensor(float(weight)), persistent=False)
         self.active = weight != 0
 
     def setup(self, example: Pass) -> None:

@@ -33,11 +33,12 @@ class ITDM(Regularizer):
         if isinstance(bandwidth, str) and bandwidth not in BANDWIDTHS:
             raise ValueError(f"bandwidth: {bandwidth!r} is not known; allowed: {', '.join(BANDWIDTHS)}, or a number")
         self.per_class, self.multipliers, self.bandwidth = per_class, tuple(multipliers), bandwidth
-        self.active = weight != 0 or baseline_second_forward
+        self.matches = weight != 0
+        self.active = self.matches or baseline_second_forward
 
     def penalty(self, out: Pass, other: Pass | None) -> Tensor | None:
         assert other is not None
-        if self.weight == 0:
+        if not self.matches:
             return None
         h1, h2 = out.features.float(), other.features.float()  # the kernel needs float32 whatever the network's precision
         if not self.per_class:

@@ -370,7 +370,7 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func)
         self.names.append(name)
-        if not func.is_view and name != "aten._unsafe_view.default":
+        if not func.is_view and not name.startswith(("aten._unsafe_view", "aten.empty", "profiler")):
             self.kernels.append(name)
         boolean = name.startswith("aten.index") and any(
             isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)

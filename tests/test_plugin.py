@@ -90,14 +90,14 @@ state, metrics = last("whole")
 assert metrics.splitlines()[0].split(",")[:5] == ["step", "epoch", "lr", "train/ce", "train/shrink"], metrics
 assert state["methods"]["shrink"]["s"] != 0
 
-plain = train._save
-def interrupted(run, trainer):
-    plain(run, trainer)
+plain = train.record
+def interrupted(cfg, run, trainer, *more):
+    plain(cfg, run, trainer, *more)
     if trainer.epoch == 2:
         raise KeyboardInterrupt
-train._save = interrupted
+train.record = interrupted
 assert command("half", "method=shrink")[0] == 130
-train._save = plain
+train.record = plain
 assert command("half", "method=shrink")[0] == 0
 again, lines = last("half")
 assert lines == metrics

@@ -141,7 +141,7 @@ def test_label_smoothing_has_a_range(smoothing: float) -> None:
 
 def test_trained_cross_entropy_is_torchs_smoothed_one() -> None:
     run = trainer("method=label_smoothing", "method.label_smoothing.smoothing=0.2")
-    batch, _ = next(run.batches())
+    batch, _ = run.take(*next(iter(run.samples())))
     loss, terms = run.loss(batch, None)
     assert list(terms) == ["ce"]
     wanted = cross_entropy(run.net(batch.x), batch.y, label_smoothing=0.2)
@@ -150,7 +150,7 @@ def test_trained_cross_entropy_is_torchs_smoothed_one() -> None:
 
 
 def first_loss(run: Trainer) -> tuple[Tensor, dict[str, Tensor]]:
-    return run.loss(*next(run.batches()))
+    return run.loss(*run.take(*next(iter(run.samples()))))
 
 
 @pytest.mark.parametrize("method", ["itdm_c", "itdm_j"])
@@ -220,7 +220,7 @@ def test_gradient_reaches_both_batches_but_no_logits(method: str) -> None:
 @pytest.mark.parametrize("method", ["itdm_c", "itdm_j"])
 def test_only_the_features_are_matched(method: str) -> None:
     run = trainer(f"method={method}")
-    batch, second = next(run.batches())
+    batch, second = run.take(*next(iter(run.samples())))
     assert second is not None
     _, terms = run.loss(replace(batch, x=batch.x.requires_grad_()), replace(second, x=second.x.requires_grad_()))
     head = [run.net.classifier.weight, run.net.classifier.bias]

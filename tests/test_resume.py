@@ -184,13 +184,13 @@ def halfway(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[
         patch.setattr(sys, "argv", ["retable", *words, f"runtime.runs={root}/done"])
         cli.main(train.train, "config")
 
-        def interrupted(run: store.Run, trainer: Any) -> None:
-            plain(run, trainer)
+        def interrupted(cfg: Any, run: store.Run, trainer: Any, *more: Any) -> None:
+            plain(cfg, run, trainer, *more)
             if trainer.epoch == 2:
                 raise KeyboardInterrupt
 
-        plain = train._save
-        patch.setattr(train, "_save", interrupted)
+        plain = train.record
+        patch.setattr(train, "record", interrupted)
         patch.setattr(sys, "argv", ["retable", *words, f"runtime.runs={root}/half"])
         with pytest.raises(SystemExit) as end:
             cli.main(train.train, "config")

@@ -10,43 +10,58 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
 from experiments.figure import Drawing, Runs, canvas, label
+from experiments.spec import Row
+from experiments.table import UNPICKED, picked
 
 
 def draw(runs: Runs, limit: int = 2000, perplexity: float = 30) -> Drawing:
     """One panel for each row and data set: the first seed's map of at most `limit` test samples, coloured by class.
 
+    With one data set, two rows stand side by side, and of a row with a pick what is picked.
+
     The paper reads "clearer margins" off such maps. The silhouette score is that as a number: computed on the features, before any
     map, by class, for every seed; -1 to 1, higher is better apart. Perplexity and the rest are ours, the paper gives none (A.3).
     """
     panels = runs.panels()
-    rows = list(dict.fromkeys(map(tuple, runs.wanted[["row", "choice"]].values)))
-    picture, axes = canvas(len(rows), len(panels), width=max(3.4, 2.5 * len(panels)), height=2.6)
+    cells = [(row, choice, panel, jobs) for row in runs.table.rows for panel, jobs in panels.items() for choice in shown(row, jobs, runs)]
+    across = len(panels) if len(panels) > 1 else min(2, len(cells))
+    picture, axes = canvas(-(-len(cells) // across), across, width=max(3.4, 2.5 * across), height=2.6)
+    flat = [axis for line in axes for axis in line]
+    for axis in flat[len(cells) :]:
+        axis.set_axis_off()
     parts, texts = [], []
-    for line, (row, choice) in zip(axes, rows, strict=True):
-        for axis, (panel, jobs) in zip(line, panels.items(), strict=True):
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(True)
-            known = {"panel": panel, "row": row, "choice": choice}
-            name = f"{panel + ', ' if panel else ''}{label(row, choice)}"
-            mine = jobs[(jobs["row"] == row) & (jobs["choice"] == choice) & jobs["id"].isin(list(runs.done))]
-            scores: list[float] = []
-            for job in mine.itertuples():
-                h, y = features(runs.done[job.id], runs.runtime, limit)
-                scores.append(silhouette(h, y))
-                parts.append(pd.DataFrame([known | {"seed": job.seed, "kind": "silhouette", "value": scores[-1]}]))
-                if len(scores) == 1:
-                    at = embed(h, perplexity)
-                    dots = axis.scatter(at[:, 0], at[:, 1], c=y, cmap="tab10" if y.max() < 10 else "tab20", s=2, linewidths=0)
-                    parts.append(pd.DataFrame({"x": at[:, 0], "y": at[:, 1], "label": y}).assign(kind="point", seed=job.seed, **known))
-            number = "not run" if mine.empty else f"{np.mean(scores):.3f}" + (f" ± {np.std(scores, ddof=1):.3f}" if len(scores) > 1 else "")
-            axis.set_title(f"{name}\nsilhouette {number}")
-            texts.append(f"{name}: silhouette of the features {number}" + (f" over {len(scores)} seeds" if len(scores) > 1 else ""))
+    for axis, (row, choice, panel, jobs) in zip(flat, cells, strict=False):
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(True)
+        known = {"panel": panel, "row": row.label, "choice": choice}
+        name = f"{panel + ', ' if panel else ''}{label(row.label, choice)}"
+        mine = jobs[(jobs["row"] == row.label) & (jobs["choice"] == choice) & jobs["id"].isin(list(runs.done))]
+        scores: list[float] = []
+        for job in mine.itertuples():
+            h, y = features(runs.done[job.id], runs.runtime, limit)
+            scores.append(silhouette(h, y))
+            parts.append(pd.DataFrame([known | {"seed": job.seed, "kind": "silhouette", "value": scores[-1]}]))
+            if len(scores) == 1:
+                at = embed(h, perplexity)
+                dots = axis.scatter(at[:, 0], at[:, 1], c=y, cmap="tab10" if y.max() < 10 else "tab20", s=2, linewidths=0)
+                parts.append(pd.DataFrame({"x": at[:, 0], "y": at[:, 1], "label": y}).assign(kind="point", seed=job.seed, **known))
+        number = "not run" if mine.empty else f"{np.mean(scores):.3f}" + (f" ± {np.std(scores, ddof=1):.3f}" if len(scores) > 1 else "")
+        axis.set_title(f"{name}\nsilhouette {number}")
+        texts.append(f"{name}: silhouette of the features {number}" + (f" over {len(scores)} seeds" if len(scores) > 1 else ""))
     numbers = pd.concat(parts, ignore_index=True)
     about = f"t-SNE coordinates (no unit) of at most {limit} test samples; class:"
     handles, names = dots.legend_elements(num=np.unique(y).tolist())
     fit = int(picture.get_figwidth() / 0.6)
     picture.legend(handles, names, title=fill(about, 9 * fit), loc="outside lower center", ncols=fit, title_fontsize=7, columnspacing=1)
     return Drawing(picture, numbers, texts)
+
+
+def shown(row: Row, jobs: pd.DataFrame, runs: Runs) -> list[str]:
+    """The row's choices that get a map: the one that is picked, if one is to be; "?" while runs are missing for that."""
+    mine = jobs[jobs["row"] == row.label]
+    if row.pick is None:
+        return list(dict.fromkeys(mine["choice"]))
+    return [picked(row.pick, mine, runs.done, runs.table.at) or UNPICKED]
 
 
 def features(run: store.Run, runtime: DictConfig, limit: int) -> tuple[np.ndarray, np.ndarray]:

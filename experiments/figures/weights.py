@@ -69,7 +69,7 @@ def last_ten(run: store.Run, metric: str) -> float:
 def paper(runs: Runs) -> pd.DataFrame:
     """What the paper prints for some λ, in the columns of `ours`."""
     cells = fill(runs.table, runs.wanted, runs.done).dropna(subset="paper")
-    cells = cells[~cells["column"].isin([name for name, column in runs.table.columns.items() if column.minus is not None])]
+    cells = cells[~cells["column"].isin([name for name, column in runs.table.columns.items() if column.delta])]
     of = {name: panel for panel, jobs in runs.panels().items() for name in runs.same(jobs)}
     weight = cells["paper_choice"].where(cells["paper_choice"] != "", cells["choice"]).replace("", "0").astype(float)
     cells = cells.assign(panel=cells["column"].map(of), weight=weight, value=cells["paper"], spread=cells["paper_std"], n=1, source="paper")

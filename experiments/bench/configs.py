@@ -1,0 +1,101 @@
+"""What the command line asks for, and the configs of the rows that follow from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.cli import CONF
+from experiments.config import ConfigError, check, options
+
+GREY = ("experiment=itdm_grey_c", "dataset=digits", "dataset.train=1500")
+# The paper's learning rate is for its 50,000 images: on a few digits, in colour, the loss could leave the numbers.
+COLOUR = ("experiment=itdm_color", "dataset=cifar10", "dataset.source=embedded", "batch_size=64", "optim.lr=0.01")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """common: the overrides of all rows. methods: those that get a row; own: the overrides of one method's rows.
+
+    rounds: paired rounds of a row. steps: steps of a side in a round; None: as many as take half a second, at least one.
+    """
+
+    common: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    own: dict[str, list[str]] = field(default_factory=dict)
+    rounds: int = 7
+    steps: int | None = None
+
+    def given(self, name: str) -> str | None:
+        """The value of an override of all rows, if there is one."""
+        return next((word.partition("=")[2] for word in reversed(self.common) if key(word) == name), None)
+
+    def models(self, *usual: str) -> list[str]:
+        """The one that the command line names, else the usual ones."""
+        return [given] if (given := self.given("model")) else [*usual]
+
+    def words(self, model: str, *more: str) -> list[str]:
+        """The overrides of a row: a setting that fits the model, what the command line says instead, and the row's own."""
+        usual: tuple[str, ...] = GREY if _channels(model) == 1 else COLOUR
+        if self.given("experiment"):
+            usual = ()
+        elif self.given("dataset"):
+            usual = tuple(word for word in usual if not word.startswith("dataset"))
+        return list({key(word): word for word in (*usual, f"model={model}", *self.common, *more)}.values())
+
+    def cfg(self, model: str, *more: str) -> DictConfig:
+        """The row's config. Raises ConfigError or Hydra's errors for overrides that cannot be composed."""
+        return composed(self.words(model, *more))
+
+    def method(self, model: str, name: str) -> DictConfig:
+        """The config of a method's row."""
+        return self.cfg(model, f"method={name}", *self.own.get(name, []))
+
+
+def key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def _channels(model: str) -> int:
+    """Of the images that a model of conf/ takes unless told otherwise; an unknown model is refused later."""
+    file = CONF / "model" / f"{model}.yaml"
+    return int(OmegaConf.select(OmegaConf.load(file), "in_channels", default=3)) if file.is_file() else 3
+
+
+def split(overrides: list[str]) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """The methods to measure, the overrides for all rows, and those for one method's rows. Raises ConfigError for an unknown method."""
+    known = methods = [name for name in options("method") if name != "vanilla"]
+    own: dict[str, list[str]] = {}
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name == "method":
+            methods = [one for one in re.split(r"[\[\], ]+", value) if one not in ("", "vanilla")]
+        elif name.startswith("method."):
+            own.setdefault(name.split(".")[1], []).append(override)
+    if unknown := sorted({*methods, *own} - {*known}):
+        raise ConfigError(f"method: {unknown[0]} is not known; allowed: {', '.join(known)}")
+    return methods, [override for override in overrides if not re.match(r"method[.=]", override)], own
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The config that the overrides describe, resolved and checked."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [*overrides])
+    OmegaConf.resolve(cfg)
+    check(cfg)
+    return cfg
+
+
+def on_gpu(cfg: DictConfig) -> bool:
+    import torch
+
+    return torch.cuda.is_available() and cfg.runtime.device != "cpu"
+
+
+def title(model: str, cfg: DictConfig) -> str:
+    """A row's setting in words, such as "net5c b150"."""
+    return f"{model} b{cfg.batch_size}" + ("" if cfg.precision == "fp32" else f" {cfg.precision}")

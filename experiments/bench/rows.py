@@ -1,0 +1,162 @@
+"""Which rows each part of the table has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from experiments.bench import counts, gpu
+from experiments.bench.configs import Asked, on_gpu, title
+from experiments.bench.epochs import EPOCHS, in_turn, loaded, resident, side_by_side, sized, usual, whole_suite
+from experiments.bench.sides import Row, compare, convolution, matching, noted, optimizer, peer, suite
+from experiments.bench.start import start_rows
+from experiments.train import make_trainer
+
+# The targets are for two CPU cores; a model without one is better off higher, or lower.
+END_GOOD = {"net2c": ">= 3.3", "net5c": ">= 2.2", "resnet18": ">= 1.9"}
+END_IMAGES = {"net2c": 6000, "net5c": 600}  # of an epoch, so that it takes a few seconds; 256 for a model that is not here
+USE_GOOD = {"net5c": ">= 0.75", "resnet18": ">= 0.8"}
+CALLS_GOOD = {"suite": "a <= 190", "itdm_c": "a <= 520"}  # of resnet18
+INPUT_IMAGES = 10_000  # far more than what a core's caches hold
+# [batch, channels, size, size] of the convolutions whose best rate stands for what the machine can do
+SHAPES = ((64, 64, 32), (64, 128, 16), (64, 256, 8), (64, 256, 16), (150, 128, 28), (150, 256, 14))
+
+
+def end_rows(asked: Asked) -> Iterator[Row]:
+    for model in asked.models("net2c", "net5c", "resnet18"):
+        train = None if asked.given("dataset.train") else END_IMAGES.get(model, 256)
+        for precision in ("bf16", "fp32"):
+            cfg = asked.cfg(model, *EPOCHS, f"precision={precision}")
+            exact = asked.cfg(model, *EPOCHS, "precision=fp32")
+            good = END_GOOD.get(model, "higher") if precision == "bf16" else "higher"
+            what = f"{title(model, exact)} {precision}, whole suite"
+            yield compare("C1", what, "usual loop, fp32", good, (whole_suite(cfg, train), usual(exact, train)), asked, faster=True)
+
+
+def use_rows(asked: Asked) -> Iterator[Row]:
+    models = asked.models("resnet18", "net5c", "net2c")
+    device = make_trainer(asked.cfg(models[0])).device  # which also sets the number of threads
+    sides = [convolution(*shape, device) for shape in SHAPES]
+    rates = []
+    for side, gflop in sides:
+        side.seconds(2)
+        rates.append(gflop / min(side.seconds(3) for _ in range(3)))
+    best, best_gflop = sides[rates.index(max(rates))]
+    batch, channels, size = SHAPES[rates.index(max(rates))]
+    for model in models:
+        cfg = asked.cfg(model, "precision=bf16")
+        bundle = make_trainer(cfg).bundle
+        shape = (cfg.batch_size, *bundle.splits["train"][0].shape[1:])
+        gflop = 3 * counts.forward_gflop(cfg, shape, bundle.num_classes)
+        over = f"conv {channels}, {size}x{size}, b{batch}"
+        row = compare(
+            *("C2", f"{title(model, cfg)}, GFLOP/s", over, USE_GOOD.get(model, "higher"), (suite(cfg), best), asked),
+            faster=True,
+            scale=gflop / best_gflop,
+        )
+        yield noted(row, f"{1000 * gflop / row['ms a']:.0f} of {1000 * best_gflop / row['ms b']:.0f} GFLOP/s")
+
+
+def input_rows(asked: Asked) -> Iterator[Row]:
+    (model,) = asked.models("resnet18")
+    cfg = asked.cfg(model, *([] if asked.given("batch_size") else ["batch_size=128"]))
+    bundle = sized(cfg, make_trainer(cfg).bundle, None if asked.given("dataset.train") else INPUT_IMAGES)
+    count = len(bundle.splits["train"][1])
+    for workers, good in ((0, "higher"), (2, ">= 12")):
+        over = f"DataLoader, {workers} workers"
+        sides = resident(cfg, bundle), loaded(cfg, bundle, workers)
+        row = compare("C3", f"batches of {cfg.batch_size}, images/s", over, good, sides, asked, faster=True)
+        yield noted(row, " / ".join(f"{count / row[f'ms {letter}']:.1f}k" for letter in "ab"))
+
+
+def step_rows(asked: Asked) -> Iterator[Row]:
+    for model in asked.models("net5c", "resnet18"):
+        cfg = asked.cfg(model)
+        yield compare("b", f"{title(model, cfg)}, suite", "minimal loop", "<= 1.03", (suite(cfg), peer(cfg)), asked)
+
+
+def method_rows(asked: Asked) -> Iterator[Row]:
+    (model,) = asked.models("net5c")
+    pairs = [(model, name) for name in asked.methods]
+    if not asked.given("model") and "itdm_c" in asked.methods:
+        pairs.append(("resnet18", "itdm_c"))
+    for model, name in pairs:
+        plain, cfg = asked.cfg(model), asked.method(model, name)
+        good = "<= 2.05" if name.startswith("itdm") else "lower"
+        yield compare("C5", f"{title(model, cfg)}, {name}", "vanilla", good, (suite(cfg), suite(plain)), asked)
+    cfg = asked.cfg(*asked.models("net5c"))
+    sides = matching(cfg, loop=False), matching(cfg, loop=True)
+    yield compare("C5", "MMD at once", "class by class", "lower", sides, asked)
+
+
+def precision_rows(asked: Asked) -> Iterator[Row]:
+    for model in asked.models("resnet18", "net5c"):
+        pairs: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = [
+            ("bf16, channels_last", "fp32, contiguous", ("precision=bf16",), ("precision=fp32", "channels_last=false")),
+            ("bf16", "fp32", ("precision=bf16",), ("precision=fp32",)),
+            ("channels_last", "contiguous, fp32", ("precision=fp32",), ("precision=fp32", "channels_last=false")),
+        ]
+        if on_gpu(asked.cfg(model)):
+            pairs.append(("tf32", "fp32", ("precision=tf32",), ("precision=fp32",)))
+            pairs.append(("graph, bf16", "eager, bf16", ("precision=bf16", "step=graph"), ("precision=bf16",)))
+        for what, over, a, b in pairs:
+            cfgs = asked.cfg(model, *a), asked.cfg(model, *b)
+            what = f"{model} b{cfgs[0].batch_size}, {what}"
+            yield compare("d", what, over, "lower", (suite(cfgs[0]), suite(cfgs[1])), asked)
+
+
+def compile_rows(asked: Asked) -> Iterator[Row]:
+    for model in asked.models("resnet18"):
+        for precision in ("bf16", "fp32"):
+            on, off = (asked.cfg(model, f"precision={precision}", f"compile={value}") for value in ("true", "false"))
+            yield compare("d", f"{title(model, on)}, compiled", "not compiled", "lower", (suite(on), suite(off)), asked)
+
+
+def count_rows(asked: Asked) -> Iterator[Row]:
+    (model,) = asked.models("resnet18")
+    small = [] if asked.given("batch_size") else ["batch_size=20"]  # calls, and bytes per image, are those of any batch
+    cfg = asked.cfg(model, *small)
+    target = CALLS_GOOD if model == "resnet18" else {}
+    sides = {"suite": suite(cfg)}
+    for name in asked.methods:
+        sides[name] = suite(asked.cfg(model, *small, f"method={name}", *asked.own.get(name, [])))
+    loop = peer(cfg)
+    for name, side in sides.items():
+        yield counts.calls_row(f"{model}, {name}", "minimal loop", target.get(name, "lower"), (side, loop))
+    yield counts.calls_row(f"{model}, optimizer", "minimal loop", "a <= 6", (optimizer(cfg), loop))
+    yield counts.calls_row("MMD at once", "class by class", "lower", (matching(cfg, loop=False), matching(cfg, loop=True)))
+    for name, side in sides.items():
+        good = "<= 1.1" if name == "suite" else "lower"
+        yield counts.kept_row(f"{model}, {name}", "minimal loop", good, (side, loop), cfg.batch_size)
+        if on_gpu(cfg):
+            yield counts.peak_row(f"{model}, {name}", "minimal loop", "lower", (side, loop))
+
+
+def sweep_rows(asked: Asked) -> Iterator[Row]:
+    for model in asked.models("net2c", "net5c"):
+        few = [] if asked.given("dataset.train") else [f"dataset.train={1500 if model == 'net2c' else 300}", "profile.test=100"]
+        cfg = asked.cfg(model, *EPOCHS, *few, "precision=bf16")
+        what = f"{title(model, cfg)}, 2 runs side by side"
+        yield compare("C11", what, "in turn", ">= 1.1", (side_by_side(cfg), in_turn(cfg)), asked, faster=True)
+
+
+PARTS: dict[str, Callable[[Asked], Iterator[Row]]] = {
+    "end": end_rows,
+    "use": use_rows,
+    "input": input_rows,
+    "step": step_rows,
+    "methods": method_rows,
+    "precision": precision_rows,
+    "compile": compile_rows,
+    "counts": count_rows,
+    "start": start_rows,
+    "sweep": sweep_rows,
+    "gpu": gpu.gpu_rows,
+}
+
+
+def chosen(parts: list[str]) -> list[str]:
+    """The parts that are measured: those named, or all that suit the machine."""
+    there = torch.cuda.is_available()
+    return parts or [part for part in PARTS if there or part not in ("compile", "gpu")]

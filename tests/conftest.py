@@ -1,0 +1,23 @@
+"""Fixtures of the data tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing that a test caches outlives it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)  # the data folder "" is this one
+    return tmp_path / "home" / "retable"
+
+
+@pytest.fixture
+def raw(tmp_path: Path, cache_home: Path) -> Path:
+    """An empty data folder."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    return folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import pad
 
 from data.bundle import Augment
 
@@ -16,10 +15,13 @@ def windows(images: Tensor, padding: int, flip: bool) -> Tensor:
     hold pixel after pixel. The store behind the view has each padded image once, or twice with `flip`: a copy of bytes is
     cheaper than mirroring half of every batch.
     """
-    _, channels, height, width = images.shape
-    padded = pad(images, (padding,) * 4).permute(0, 2, 3, 1)  # [N, H', W', C]
-    store = torch.stack([padded, padded.flip(2)] if flip else [padded], 1).flatten(3)  # [N, sides, H', W' * C]
-    return store.unfold(2, height, 1).unfold(3, width * channels, channels)
+    count, channels, height, width = images.shape
+    pixels = images.permute(0, 2, 3, 1)  # [N, H, W, C]
+    store = images.new_zeros(count, 1 + flip, height + 2 * padding, width + 2 * padding, channels)
+    inside = store[:, :, padding : padding + height, padding : padding + width]
+    for side, image in enumerate((pixels, pixels.flip(2))[: 1 + flip]):
+        inside[:, side] = image
+    return store.flatten(3).unfold(2, height, 1).unfold(3, width * channels, channels)
 
 
 def crop_flip(images: Tensor, padding: int, flip: bool) -> Augment:

@@ -84,9 +84,9 @@ class Images:
                 # On the CPU: the same images for every device.
                 images = crop_flip(images, padding, flip)(torch.arange(len(images)), Generator().manual_seed(0))
                 variant += ", test images augmented"
-            splits[split] = images.to(device), labels.to(device)
+            splits[split] = images.to(device).contiguous(memory_format=torch.channels_last), labels.to(device)
         augment = crop_flip(splits["train"][0], padding, flip) if padding or flip else None
-        return Bundle(splits, self.num_classes, normalise(self.mean, self.std, device), variant, augment)
+        return Bundle(splits, self.num_classes, normalise(self.mean, self.std, images.shape[3], device), variant, augment)
 
 
 def _check_padding(padding: int, size: int) -> None:
@@ -101,15 +101,17 @@ def _first(split: str, labels: Tensor, count: int, num_classes: int) -> Tensor:
     return in_turn(labels)[:count]
 
 
-def normalise(mean: Sequence[float], std: Sequence[float], device: str) -> Callable[[Tensor], Tensor]:
-    """uint8 images [N, C, H, W] -> (image / 255 - mean) / std per channel, float32, channels_last."""
+def normalise(mean: Sequence[float], std: Sequence[float], width: int, device: str) -> Callable[[Tensor], Tensor]:
+    """uint8 images [N, C, H, width] -> (image / 255 - mean) / std per channel, float32, channels_last."""
     spread = torch.tensor(std, dtype=torch.float64)
-    scale = (1 / (255 * spread)).float().view(1, -1, 1, 1).to(device)
-    shift = (-torch.tensor(mean, dtype=torch.float64) / spread).float().view(1, -1, 1, 1).to(device)
+    scale = (1 / (255 * spread)).float().repeat(width).to(device)
+    shift = (-torch.tensor(mean, dtype=torch.float64) / spread).float().repeat(width).to(device)
 
     def prepare(images: Tensor) -> Tensor:
-        # one multiply-add, which also turns bytes into floats; the layout is changed while a pixel is still one byte
-        return torch.addcmul(shift, images.contiguous(memory_format=torch.channels_last), scale)
+        # One multiply-add, which also turns bytes into floats, on rows of pixels: three times as fast as on three channels.
+        n, c, h, w = images.shape
+        rows = images.permute(0, 2, 3, 1).reshape(n, h, w * c)
+        return torch.addcmul(shift, rows, scale).view(n, h, w, c).permute(0, 3, 1, 2)
 
     return prepare
 

@@ -64,8 +64,8 @@ def measure(cfg: DictConfig) -> Estimate:
     """
     try:
         trainer, sizes, source = make_trainer(cfg), None, "timed steps"
-    except ConfigError:
-        sizes, source = getattr(resolve(cfg.dataset, "dataset"), "sizes", None), "timed steps on stand-in data"
+    except ConfigError as error:
+        sizes, source = getattr(resolve(cfg.dataset, "dataset"), "sizes", None), f"timed steps on stand-in data: {error}"
         if not sizes:
             raise
         few = {split: min(count or 400, 400) for split, count in (("train", cfg.profile.train), ("test", cfg.profile.test))}

@@ -54,7 +54,7 @@ def test_digits_constants_are_those_of_the_training_images():
 def test_normalise():
     x = torch.from_numpy(pixels(5, 3, 8, 8))
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    prepared = images.normalise(mean, std, "cpu")(x)
+    prepared = images.normalise(mean, std, 8, "cpu")(x)
     expected = (x.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     assert torch.allclose(prepared, expected.float(), rtol=1e-5, atol=1e-6)  # torch.testing takes seconds to import
     assert prepared.dtype == torch.float32 and prepared.is_contiguous(memory_format=torch.channels_last)

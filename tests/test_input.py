@@ -54,8 +54,8 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     ("words", "expected"),
     [
         # unknown names
-        ("dataset=foo", "dataset: 'foo' is not known; allowed: digits, fmnist"),
-        ("model=foo", "model: 'foo' is not known; allowed: net2c"),
+        ("dataset=foo", "dataset: 'foo' is not known; allowed: cifar10, cifar100, digits, fmnist"),
+        ("model=foo", "model: 'foo' is not known; allowed: mobilenet, net2c, net5c, resnet18"),
         ("method=foo", "method: 'foo' is not known; allowed: itdm_c, itdm_j"),
         ("method=[itdm_c,foo]", "method: 'foo' is not known; allowed: itdm_c, itdm_j"),
         ("norm=foo", "norm: 'foo' is not known; allowed: bn, gn, none"),
@@ -109,6 +109,17 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("schedule.factor=true", "schedule.factor: True is not allowed; it must be a number"),
         ("dataset.train=x", "dataset.train: x is not allowed; it must be a whole number or null"),
         ("dataset.train=0", "dataset: dataset.train=0: choose"),
+        ("runtime.download=maybe", "runtime.download: maybe is not allowed; it must be true, false, or a list of mirrors' URLs"),
+        ("runtime.download=[ftp:/x]", "runtime.download: ['ftp:/x'] is not allowed; it must be true, false, or a list"),
+        ("step=fast", "step: fast is not allowed; it must be eager, graph"),
+        ("step=graph runtime.device=cpu", "step: graph needs a GPU; allowed here: eager"),
+        ("compile=maybe", "compile: 'maybe' is not allowed; it must be true or false"),
+        ("dataset=cifar10 dataset.source=embedded", "model: models.cnn.net2c does not take the data set's 3x32x32 (Given groups=1"),
+        ("dataset=cifar10 dataset.source=embedded model=vgg13 dataset.size=16", "model: models.vgg.vgg13 does not take the data set's 3x16x16"),
+        ("dataset=cifar10 dataset.source=embedded dataset.size=0", "dataset: dataset.size=0: choose"),
+        ("dataset=cifar10 dataset.source=embedded dataset.flip=1", "dataset.flip: 1 is not allowed; it must be true or false"),
+        ("dataset=cifar10 dataset.source=embedded dataset.padding=-1", "dataset: dataset.padding=-1: choose 0 to 32 pixels"),
+        ("dataset=cifar10", "dataset: cifar10 is not under"),
         ("norm=gn norm.num_groups=3", "model: num_channels (20) must be divisible by num_groups (3)"),
         # no override at all
         ("dataset", "'dataset' is not KEY=VALUE"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_table import Command, command, extra
 
-from experiments import train
+from experiments import plan, train
 
 __all__ = ["command", "extra"]  # fixtures
 SHORT = ["dataset.train=100", "epochs=2", "schedule.at=[1]"]
@@ -55,10 +55,22 @@ def test_plan_counts_states_and_estimates_from_what_is_stored(command: Command, 
 
 
 def test_plan_says_what_it_cannot_know(command: Command, extra: Path) -> None:
-    spec = (extra / "table" / "tiny.yaml").read_text().replace("dataset=digits, dataset.train=100", "dataset=kmnist")
+    spec = (extra / "table" / "tiny.yaml").read_text().replace("dataset.train=100", "dataset.train=1")
     (extra / "table" / "away.yaml").write_text(spec)
     code, out, _ = command("table=away", "plan=true")
-    assert code == 0 and out.count("| ?") == 2 and "at least 0.00 hours" in out and out.count("kmnist is not under") == 1
+    assert code == 0 and out.count("| ?") == 2 and "at least 0.00 hours" in out and out.count("dataset.train=1: choose 10") == 1
+
+
+def test_plan_without_the_data(command: Command, extra: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step, batch of the evaluation and checkpoint takes a minute: what counts is how many the official data set asks for."""
+    seconds = plan._seconds
+    monkeypatch.setattr(plan, "_seconds", lambda trainer, work: (seconds(trainer, work), 60.0)[1])
+    spec = (extra / "table" / "tiny.yaml").read_text().replace("dataset=digits, dataset.train=100", "dataset=kmnist, batch_size=100")
+    (extra / "table" / "away.yaml").write_text(spec)
+    code, out, _ = command("table=away", "plan=true", "profile.test=null", "evaluate.batch_size=200")
+    # two runs of 600 steps, 50 batches and a checkpoint, in minutes
+    assert code == 0 and f"{2 * 651 / 60:.2f}" in out and f"{4 * 651 / 60:.2f}" in out
+    assert out.count("timed steps on stand-in data: dataset: kmnist is not under") == 1 and "unknown" not in out
 
 
 @pytest.mark.parametrize("option", ["plan=true", "launch=false"])

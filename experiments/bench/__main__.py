@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def bench(arguments: list[str]) -> None:
         print("nothing was measured: the parts named need a GPU")
         return
     print(table(measured))
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    print(textwrap.fill(", ".join(f"{name} {value}" for name, value in about.items()), 130))
     save(path, measured, about)
 
 

@@ -13,13 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from experiments.bench.sides import Row, Side
 from experiments.config import build
 
+# Besides views: allocations, the profiler's marks, and two views that torch does not call so.
+NO_WORK = ("empty", "new_empty", "_record_function", "_unsafe_view", "as_strided_")
 READING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "_unique2", "unique_dim", "unique_consecutive"}
 
 
 def count(step: Callable[[], object]) -> tuple[int, int]:
     """How many operations a step sends to the device, and how many of them make the host wait for values.
 
-    Seen by torch's dispatcher below autograd; views, allocations and the profiler's marks do no work there and are left out.
+    Seen by torch's dispatcher below autograd; what does no work on the device is left out.
     What a CPU tensor hands out without an operation (`tolist`, `numpy`) stays unseen; on a GPU it is a copy, which is seen.
     """
     calls = reads = 0
@@ -29,7 +31,7 @@ def count(step: Callable[[], object]) -> tuple[int, int]:
             nonlocal calls, reads
             name, kwargs = func.overloadpacket.__name__, kwargs or {}
             result = func(*args, **kwargs)
-            calls += not (func.is_view or name.startswith(("empty", "new_empty", "_record_function")))
+            calls += not (func.is_view or name.startswith(NO_WORK))
             if name == "_to_copy":
                 reads += args[0].device.type != "cpu" and result.device.type == "cpu"
             elif "index" in name and len(args) > 1 and isinstance(args[1], list | tuple):  # how many a mask takes must be known

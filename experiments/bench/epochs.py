@@ -19,6 +19,7 @@ from experiments import store
 from experiments.bench.peers import loader_passes, usual_loop
 from experiments.bench.sides import Side, images
 from experiments.board import open_board
+from experiments.cli import RunFailed
 from experiments.config import build
 from experiments.train import make_trainer, record
 from experiments.trainer import Trainer
@@ -108,8 +109,11 @@ def side_by_side(cfg: DictConfig) -> Side:
             while True:
                 for end in ends:
                     end.send(True)
-                for end in ends:
-                    end.recv()
+                try:
+                    for end in ends:
+                        end.recv()
+                except EOFError:
+                    raise RunFailed("sweep: the process of a run ended") from None
                 yield
 
     endless = epochs()

@@ -17,28 +17,40 @@ from experiments.train import make_trainer
 # Dense bf16 in TFLOP/s that a large product reaches; an assumption, said beside every share of it.
 PEAKS = {"H200": 790, "H100": 790, "A100": 312}
 LAUNCHES = 1000
+# Sizes of what is timed.
+PRODUCT, BATCH, CHANNELS = 8192, 150, (16, 64, 256, 512)
 NETS = ("mobilenet", "resnet18", "vgg13", "net5c", "net2c")
 
 
 def gpu_rows(asked: Asked) -> Iterator[Row]:
     """Nothing without a GPU."""
-    if not on_gpu(asked.cfg(asked.models("net5c")[0])):
-        return
-    device = torch.device("cuda")
-    peak = assumed_peak(torch.cuda.get_device_name(device))
+    if on_gpu(asked.cfg(asked.models("net5c")[0])):
+        device = torch.device("cuda")
+        peak = assumed_peak(torch.cuda.get_device_name(device))
+        yield from kernels(asked, device, peak)
+        yield from networks(asked, peak)
+
+
+def kernels(asked: Asked, device: torch.device, peak: int | None) -> Iterator[Row]:
+    """What every estimate of a step's time starts from."""
     small = launches(device)
     row = compare("G0", f"{LAUNCHES} small operations, graph", "eager", "lower", (recorded(small), small), asked)
     yield noted(row, f"us each: {1000 * row['ms a'] / LAUNCHES:.1f} / {1000 * row['ms b'] / LAUNCHES:.1f}")
-    product, product_gflop = matrices(8192, device)
-    for channels in (16, 64, 256, 512):
-        side, gflop = convolution(150, channels, 32, device)
+    product, product_gflop = matrices(PRODUCT, device)
+    for channels in CHANNELS:
+        side, gflop = convolution(BATCH, channels, 32, device)
         row = compare(
-            *("G0", f"conv {channels}, 32x32, b150", "product 8192, bf16", "higher", (side, product), asked),
+            *("G0", f"conv {channels}, 32x32, b{BATCH}", f"product {PRODUCT}, bf16", "higher", (side, product), asked),
             faster=True,
             scale=gflop / product_gflop,
         )
         yield noted(row, rate(gflop, row["ms a"], peak))
-    yield compare("G0", "LSTM 2x650, T35, b20, bf16", "fp32", "lower", (lstm(torch.bfloat16, device), lstm(torch.float32, device)), asked)
+    sides = lstm(torch.bfloat16, device), lstm(torch.float32, device)
+    yield compare("G0", "LSTM 2x650, T35, b20, bf16", "fp32", "lower", sides, asked)
+
+
+def networks(asked: Asked, peak: int | None) -> Iterator[Row]:
+    """The step recorded as a graph over the eager one, small networks and large."""
     for model in asked.models(*NETS):
         words = [*([] if asked.given("batch_size") else ["batch_size=150"]), "precision=bf16", "balanced=false"]  # no host read per epoch
         cfg, eager = (asked.cfg(model, *words, f"step={step}") for step in ("graph", "eager"))

@@ -1,25 +1,29 @@
-"""The benchmark's logic, not its timings: the peer is the same model and step, every row is there, bad input ends in one line."""
+"""The bench's command: every row is there, the table says where it was measured, bad input ends in one line, two tables compare."""
 
 from __future__ import annotations
 
 import csv
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from data.bundle import Batch
-from experiments import bench, sides
+from experiments.bench import gpu, rows, start
+from experiments.bench.__main__ import PARTS, main, save, table
+from experiments.bench.configs import Asked, on_gpu, split
+from experiments.bench.sides import suite
 from experiments.cli import RunFailed
-from experiments.config import ConfigError, build, options
-from experiments.train import make_trainer
-from experiments.trainer import generator
+from experiments.config import ConfigError, options
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["model=net2c", "batch_size=20", "dataset.train=100", "runtime.threads=1", "runtime.device=cpu"]
+METHODS = [name for name in options("method") if name != "vanilla"]
+NUMBERS = ("ratio", "q1", "q3")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,112 +37,157 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("more", [[], ["optim.momentum=0.9", "optim.weight_decay=0.01", "norm=gn"], ["model=net5c", "optim.lr=0.001"]])
-def test_minimal_loop_takes_the_same_steps_as_the_suite(more):
-    cfg = bench.composed([*TINY, *more])
-    trainer = make_trainer(cfg)
-    net = build(cfg.model, "model")(num_classes=10)
-    net.load_state_dict(trainer.net.state_dict())
-    rng = generator(cfg.seed, "data", "cpu")  # the trainer's: the same epochs
-    peer = sides.minimal_loop(net, trainer.bundle, trainer.bundle.order(rng, cfg.balanced).split(cfg.batch_size), rng, cfg)
-    losses, sums = [], [0.0]
-    for _, batches in zip(range(3), trainer.batches(), strict=False):
-        trainer.train_step(*batches)
-        sums.append(float(trainer.sums["ce"]))
-        losses.append(float(next(peer)))
-        if len(losses) == 1:  # later ones differ more: a pooled maximum that rounding moves sends its gradient elsewhere
-            for name, value in net.state_dict().items():
-                assert torch.allclose(value, trainer.net.state_dict()[name], atol=1e-6), name
-    ours = torch.tensor(sums).double().diff()
-    assert losses[0] != losses[1]
-    assert torch.allclose(ours, torch.tensor(losses).double(), atol=1e-5, rtol=1e-5)
+def finite(row, *numbers):
+    assert all(math.isfinite(float(row[key])) and float(row[key]) > 0 for key in (*NUMBERS, *numbers)), row
+    assert float(row["q1"]) <= float(row["ratio"]) <= float(row["q3"])
+    assert row["note"].startswith("noisy") == (float(row["q3"]) - float(row["q1"]) > 0.1 * float(row["ratio"]))
+    assert row["good"]
 
 
-def test_mmd_sides_compute_the_same():
-    for size in (20, 7):  # 7: three classes are missing
-        cfg = bench.composed([*TINY, f"batch_size={size}"])
-        at_once, one_by_one = (sides.matching(cfg, loop).step() for loop in (False, True))
-        assert torch.allclose(at_once, one_by_one, atol=1e-5)
+# The whole command, on two parts.
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
+def printed(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "new" / "step.csv"
-    done = command("step", *TINY, "rounds=7", "steps=1", f"csv={path}")
+    done = command("methods", "counts", *TINY, "rounds=7", "steps=1", f"csv={path}")
     assert done.returncode == 0, done.stderr
     with open(path, newline="") as file:
-        return done.stdout, list(csv.DictReader(file)), path
+        return done, list(csv.DictReader(file)), path
 
 
-def test_table_has_all_rows_with_finite_ratios(table):
-    text, rows, _ = table
-    methods = [name for name in options("method") if name != "vanilla"]
-    assert methods
-    names = [row["what"] for row in rows]
-    assert names == ["suite", *methods, "bf16", "MMD at once", "optimizer"]
-    assert all(name in text for name in names)
-    for row in rows:
-        assert all(math.isfinite(float(row[key])) and float(row[key]) > 0 for key in ("ratio", "q1", "q3", "ms a", "ms b")), row
-        assert float(row["q1"]) <= float(row["ratio"]) <= float(row["q3"])
-        assert (row["note"] == "noisy") == (float(row["q3"]) - float(row["q1"]) > 0.1 * float(row["ratio"]))
+def test_table_has_all_rows_with_finite_ratios(printed):
+    done, found, _ = printed
+    assert METHODS
+    timed = [row for row in found if row["id"] == "C5"]
+    assert [row["what"] for row in timed] == [*(f"net2c b20, {name}" for name in METHODS), "MMD at once"]
+    counted = [row["what"] for row in found if row["id"] == "C8"]
+    assert counted == [f"net2c, {name}" for name in ("suite", *METHODS, "optimizer")] + ["MMD at once"]
+    assert [row["what"] for row in found if row["id"] == "C9"] == [f"net2c, {name}" for name in ("suite", *METHODS)]
+    assert len(done.stderr.splitlines()) == len(found)  # a line for each, as it is measured
+    for row in found:
+        assert row["what"] in done.stdout
+        finite(row, *(("ms a", "ms b") if row["id"] == "C5" else ("count a", "count b")))
+    assert max(map(len, done.stdout.splitlines())) <= 130
 
 
-def test_csv_says_where_it_was_measured(table):
-    text, rows, path = table
+def test_counts(printed):
+    calls = {row["what"].removeprefix("net2c, "): row for row in printed[1] if row["id"] == "C8"}
+    assert int(calls["suite"]["count a"]) <= int(calls["suite"]["count b"]) + 10
+    assert int(calls["suite"]["reads a"]) == int(calls["suite"]["reads b"]) == 0
+    assert int(calls["optimizer"]["count a"]) <= 6
+    assert int(calls["itdm_c"]["reads a"]) == int(calls["itdm_j"]["reads a"]) == 0
+    assert int(calls["MMD at once"]["count a"]) * 4 < int(calls["MMD at once"]["count b"])
+    assert int(calls["MMD at once"]["reads b"]) > 0 == int(calls["MMD at once"]["reads a"])
+
+
+def test_csv_says_where_it_was_measured(printed):
+    done, found, path = printed
     assert [file.name for file in path.parent.iterdir()] == ["step.csv"]
-    for key, value in {"threads": "1", "precision": "fp32", "batch_size": "20", "rounds": "7", "torch": torch.__version__}.items():
-        assert {row[key] for row in rows} == {value}
-        assert f"{key} {value}" in text
-    assert rows[0]["commit"]
-    assert rows[0]["device"]
+    about = done.stdout[done.stdout.index("device") :].replace("\n", " ")
+    for key, value in {"threads": "1", "rounds": "7", "torch": torch.__version__}.items():
+        assert {row[key] for row in found} == {value}
+        assert f"{key} {value}" in about
+    for key in ("device", "commit", "cores", "load", "bf16 units"):
+        assert found[0][key]
+        assert f"{key} {found[0][key]}" in about
 
 
-def test_counts(table):
-    rows = {row["what"]: row for row in table[1]}
-    assert int(rows["suite"]["calls a"]) <= int(rows["suite"]["calls b"]) + 10
-    assert int(rows["suite"]["reads a"]) == int(rows["suite"]["reads b"]) == 0
-    assert int(rows["optimizer"]["calls a"]) <= 6
-    assert int(rows["itdm_c"]["reads a"]) == int(rows["itdm_j"]["reads a"]) == 0
-    assert int(rows["MMD at once"]["calls a"]) * 4 < int(rows["MMD at once"]["calls b"])
-    assert int(rows["MMD at once"]["reads b"]) > 0 == int(rows["MMD at once"]["reads a"])
+# Every part, in this process.
+
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+EXPECTED = {
+    "end": ["C1"] * 2,
+    "use": ["C2"],
+    "input": ["C3"] * 2,
+    "step": ["b"],
+    "precision": ["d"] * 3,
+    "compile": ["d"] * 2,
+    "start": ["C10"] * 2,
+    "sweep": ["C11"],
+}
+MARKS = {"compile": [pytest.mark.slow, COMPILER], "start": [pytest.mark.slow], "sweep": [pytest.mark.slow]}
 
 
-def test_count_sees_operations_and_host_reads():
-    x = torch.arange(6.0)
-    assert sides.count(lambda: x.view(2, 3).t().add(1).mul(2)) == (2, 0)
-    assert sides.count(lambda: float(x.sum())) == (2, 1)
-    assert sides.count(lambda: x[x > 2])[1] == 1
-    assert sides.count(lambda: x[torch.tensor([0, 1])])[1] == 0
-    assert sides.count(lambda: x.nonzero())[1] == 1
-    leaf = torch.ones(3, requires_grad=True)
-    assert sides.count(lambda: (leaf * 2).sum().backward())[0] >= 3  # the backward is counted too
+@pytest.mark.parametrize("part", [pytest.param(part, marks=MARKS.get(part, [])) for part in EXPECTED])
+def test_part_has_finite_rows(part, monkeypatch):
+    monkeypatch.setattr(rows, "SHAPES", ((2, 8, 8), (4, 8, 4)))
+    found = list(rows.PARTS[part](Asked(TINY, METHODS, rounds=2, steps=1)))
+    assert [row["id"] for row in found] == EXPECTED[part]
+    for row in found:
+        finite(row, "ms a", "ms b")
+        assert row["what"] in table(found)
+    assert len({(row["what"], row["over"]) for row in found}) == len(found)
+
+
+def test_without_a_part_all_that_suit_the_machine(monkeypatch):
+    assert tuple(rows.PARTS) == PARTS
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert {*PARTS} - {*rows.chosen([])} == {"compile", "gpu"}
+    assert rows.chosen(["compile"]) == ["compile"]
+    assert list(gpu.gpu_rows(Asked(TINY))) == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert rows.chosen([]) == [*PARTS]
+    assert not on_gpu(Asked(TINY).cfg("net2c"))  # runtime.device=cpu
+
+
+def test_gpu_rows_in_small(monkeypatch):
+    for name, value in {"PRODUCT": 64, "BATCH": 2, "CHANNELS": (8,), "LAUNCHES": 10, "recorded": lambda side: side}.items():
+        monkeypatch.setattr(gpu, name, value)
+
+    monkeypatch.setattr(gpu, "suite", lambda cfg: suite(OmegaConf.merge(cfg, {"step": "eager"})))
+    asked = Asked(TINY, rounds=2, steps=1)
+    found = [*gpu.kernels(asked, torch.device("cpu"), 790), *gpu.networks(asked, None)]
+    assert [row["id"] for row in found] == ["G0", "G0", "G0", "G2"]
+    for row in found:
+        finite(row, "ms a", "ms b")
+    assert gpu.assumed_peak("NVIDIA H200") == 790
+    assert gpu.assumed_peak("NVIDIA A100-SXM4-40GB") == 312
+    assert gpu.assumed_peak("another") is None
+    assert gpu.rate(1580, 4, 790) == "395 TFLOP/s, 50% of 790"
+    assert gpu.rate(1580, 4, None) == "395 TFLOP/s, peak unknown"
+
+
+@pytest.mark.parametrize(("code", "ended"), [(2, ConfigError), (1, RunFailed), (0, RunFailed)])
+def test_start_says_why_there_was_no_step(code, ended, monkeypatch):
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        failed = start.FIRST_STEP in command
+        return subprocess.CompletedProcess(command, code if failed else 0, "", "a warning\nretable: this is why\n" if failed else "")
+
+    monkeypatch.setattr(start.subprocess, "run", run)
+    with pytest.raises(ended, match="this is why"):
+        list(start.start_rows(Asked(TINY, rounds=3)))
+
+
+# The command line.
 
 
 def test_rows_name_methods_and_pass_their_options_on():
-    methods, common, own = bench.split(["method=[itdm_c,label_smoothing]", "method.itdm_c.weight=0.8", "model=net2c"])
+    methods, common, own = split(["method=[itdm_c,label_smoothing]", "method.itdm_c.weight=0.8", "model=net2c"])
     assert (methods, common, own) == (["itdm_c", "label_smoothing"], ["model=net2c"], {"itdm_c": ["method.itdm_c.weight=0.8"]})
-    assert bench.split(["method=vanilla"])[0] == []
+    assert Asked(common, methods, own).method("net2c", "itdm_c").method.itdm_c.weight == 0.8
+    assert split(["method=vanilla"])[0] == []
     with pytest.raises(ConfigError, match="nonsense is not known; allowed: itdm_c, "):
-        bench.split(["method=nonsense"])
+        split(["method=nonsense"])
 
 
-def test_a_last_smaller_batch_is_left_out(monkeypatch):
-    cfg = bench.composed([*TINY, "dataset.train=50"])
-    trainer = make_trainer(cfg)
-    seen: list[Batch] = []
-    monkeypatch.setattr(trainer, "train_step", lambda batch, second: seen.append(batch))
-    monkeypatch.setattr(sides, "make_trainer", lambda cfg: trainer)
-    side = sides.suite(cfg)
-    for _ in range(5):
-        side.step()
-    assert [len(batch.y) for batch in seen] == [20] * 5
+def test_overrides_hold_for_all_rows_and_a_row_has_the_last_word():
+    assert Asked().models("net2c", "resnet18") == ["net2c", "resnet18"]
+    assert Asked(["model=net5c"]).models("net2c", "resnet18") == ["net5c"]
+    grey, colour = Asked(["batch_size=7"]).cfg("net5c"), Asked().cfg("resnet18")
+    assert (grey.batch_size, grey.dataset.train, grey.model.in_channels, "digits" in grey.dataset._target_) == (7, 1500, 1, True)
+    assert (colour.batch_size, colour.dataset.padding, colour.dataset.flip, colour.dataset.source) == (64, 4, True, "embedded")
+    chosen = Asked(["dataset=kmnist", "precision=bf16"])
+    assert "kmnist" in chosen.cfg("net2c").dataset._target_
+    assert (chosen.cfg("net2c").precision, chosen.cfg("net2c", "precision=fp32").precision) == ("bf16", "fp32")
+    demo = Asked(["experiment=demo"]).cfg("net2c")
+    assert (demo.batch_size, demo.optim.lr) == (50, 0.05)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "must be step or start"),
-        (["run"], "run is not allowed"),
+        (["run"], "run is not allowed; parts: end, use"),
         (["step", "model=nonsense"], "nonsense"),
         (["step", "method=nonsense"], "nonsense is not known"),
         (["step", "batchsize=3"], "batchsize"),
@@ -149,12 +198,17 @@ def test_a_last_smaller_batch_is_left_out(monkeypatch):
         (["step", *TINY, "batch_size=101"], "100 training samples"),
         (["step", "csv=/dev/null/x.csv"], "/dev/null"),
         (["step", "--fast"], "fast"),
+        (["compare", "a.csv"], "two files are wanted"),
+        (["compare", "a.csv", "b.csv"], "a.csv"),
+        (["compare", "README.md", "README.md"], "README.md is no CSV of experiments.bench"),
+        (["compare", "/dev/null", "/dev/null"], "/dev/null is no CSV"),
     ],
 )
 def test_bad_input_gives_one_line_and_code_2(arguments, said, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
     with pytest.raises(SystemExit) as ended:
-        bench.main()
+        main()
     shown = capsys.readouterr()
     assert ended.value.code == 2
     assert len(shown.err.strip().splitlines()) == 1
@@ -163,31 +217,76 @@ def test_bad_input_gives_one_line_and_code_2(arguments, said, monkeypatch, capsy
     assert not shown.out
 
 
+def test_a_part_that_needs_a_gpu_is_skipped_without_one(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["bench", "gpu", *TINY, f"csv={tmp_path / 'x.csv'}"])
+    main()
+    assert "need a GPU" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
+
+
 def test_help_is_short_and_does_without_torch():
-    probe = "import sys; from experiments import bench; sys.argv[1:] = ['--help']; bench.main(); print('torch' in sys.modules)"
+    probe = "import sys; from experiments.bench.__main__ import main; sys.argv[1:] = ['--help']; main(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
     *text, imported = done.stdout.splitlines()
     assert imported == "False"
     assert 3 < len(text) < 15
+    assert all(part in done.stdout for part in PARTS)
     assert not done.stderr
 
 
-@pytest.mark.slow
-def test_start_reaches_the_first_step(tmp_path):
-    done = command("start", *TINY, "rounds=2", f"csv={tmp_path / 'start.csv'}")
-    assert done.returncode == 0, done.stderr
-    with open(tmp_path / "start.csv", newline="") as file:
-        seconds = {row["what"]: float(row["seconds"]) for row in csv.DictReader(file)}
-    assert list(seconds) == ["import torch", "train --help", "first training step"]
-    assert all(value > 0 for value in seconds.values())
+# compare A B
 
 
-@pytest.mark.parametrize(("code", "ended"), [(2, ConfigError), (1, RunFailed), (0, RunFailed)])
-def test_start_says_why_there_was_no_step(code, ended, monkeypatch):
-    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        failed = bench.FIRST_STEP in command
-        return subprocess.CompletedProcess(command, code if failed else 0, "", "a warning\nretable: this is why\n" if failed else "")
+def written(path, ratios, **about):
+    found = [
+        {"id": row_id, "what": what, "over": "x", "ratio": ratio, "q1": low, "q3": high, "good": good}
+        for row_id, what, good, ratio, low, high in ratios
+    ]
+    save(path, found, {"device": "here", "threads": 2, "cores": 2, "torch": "2.15", "rounds": 7} | about)
+    return str(path)
 
-    monkeypatch.setattr(bench.subprocess, "run", run)
-    with pytest.raises(ended, match="this is why"):
-        list(bench.start_rows(TINY, 3))
+
+def test_compare_says_what_changed(tmp_path, monkeypatch, capsys):
+    a = written(
+        tmp_path / "a.csv",
+        [
+            ("C1", "net", ">= 3", 2.0, 1.9, 2.1),
+            ("C5", "slower", "lower", 2.0, 1.9, 2.1),
+            ("C5", "same", "lower", 1, 0.9, 1.1),
+            ("b", "gone", "lower", 1, 1, 1),
+        ],
+    )
+    b = written(
+        tmp_path / "b.csv",
+        [
+            ("C1", "net", ">= 3", 3.0, 2.9, 3.1),
+            ("C5", "slower", "lower", 3.0, 2.9, 3.1),
+            ("C5", "same", "lower", 1.1, 1.05, 1.2),
+        ],
+    )
+    monkeypatch.setattr(sys, "argv", ["bench", "compare", a, b])
+    main()
+    shown = capsys.readouterr()
+    lines = {line.split()[1]: line.split() for line in shown.out.splitlines() if line.startswith("C")}
+    assert lines["net"][-5:] == ["2.000", "3.000", "+50.0", "%", "better"]
+    assert lines["slower"][-1] == "worse"
+    assert lines["same"][-3:] == ["+10.0", "%", "overlap"]
+    assert "1 rows only in" in shown.out
+    assert "gone" not in shown.out
+    assert not shown.err
+
+
+def test_compare_warns_of_another_machine_and_refuses_tables_without_a_common_row(tmp_path, monkeypatch, capsys):
+    a = written(tmp_path / "a.csv", [("C1", "net", "higher", 2, 2, 2)])
+    b = written(tmp_path / "b.csv", [("C1", "net", "higher", 2, 2, 2)], threads=4, torch="2.16")
+    c = written(tmp_path / "c.csv", [("C1", "other", "higher", 2, 2, 2)])
+    monkeypatch.setattr(sys, "argv", ["bench", "compare", a, b])
+    main()
+    warned = capsys.readouterr().err.splitlines()
+    assert warned == ["retable: warning: threads differs: 2, 4", "retable: warning: torch differs: 2.15, 2.16"]
+    monkeypatch.setattr(sys, "argv", ["bench", "compare", a, c])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "no row in common" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import pytest
 import torch
+from nets import small
 
 from experiments import cli, store, train
 
@@ -151,8 +152,9 @@ def test_kill_at_any_moment(start: Callable[..., Any], tmp_path: Path, every: in
     assert not any(runs.glob("*/*/.*"))
 
 
-def test_kill_of_the_real_command(tmp_path: Path, start: Callable[..., Any]) -> None:
-    options = [*TINY, "epochs=30", "method=itdm_c", f"runtime.data_dir={tmp_path}"]
+@pytest.mark.parametrize(("words", "epochs"), [(TINY, 30), ([*TINY[2:], *small("resnet18")], 4)], ids=["net2c", "resnet18"])
+def test_kill_of_the_real_command(tmp_path: Path, start: Callable[..., Any], words: list[str], epochs: int) -> None:
+    options = [*words, f"epochs={epochs}", "method=itdm_c", f"runtime.data_dir={tmp_path}"]
     reference = start([*options, f"runtime.runs={tmp_path}/reference"], tmp_path / "log")
     runs = tmp_path / "runs"
     words = [sys.executable, "-m", "experiments.train", *options, f"runtime.runs={runs}"]

@@ -6,8 +6,10 @@ import copy
 import io
 import itertools
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -24,6 +26,7 @@ from experiments.config import check, options
 from experiments.optim import constant, steps
 from experiments.train import make_trainer
 from experiments.trainer import Diverged, Trainer, evaluation_steps, generator
+from regularizers.base import Pass
 
 SMALL = ["dataset=digits", "model=net2c", "norm=bn", "epochs=2", "batch_size=20", "profile.train=100", "profile.test=60"]
 METHODS = [name for name in options("method") if name != "vanilla"]
@@ -436,3 +439,30 @@ def test_a_step_has_few_calls(model: str, method: str, most: int) -> None:
 
 def test_calls_do_not_grow_with_the_batch() -> None:
     assert len(step_calls("method=itdm_c", "batch_size=20")[0].names) == len(step_calls("method=itdm_c", "batch_size=50")[0].names)
+
+
+# The compiler
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_is_eager_within_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full and partial batches, two forwards of a step, evaluation; taps are seen by methods all the same."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    words = ["method=itdm_c", "batch_size=30", "norm=none", "optim.lr=0.01"]
+    eager, compiled = train(*words, epochs=1), trainer(*words, "compile=true")
+    seen: list[int] = []
+    method = compiled.regularizers["itdm_c"]
+    penalty = method.penalty
+
+    def counted(out: Pass, other: Pass | None) -> Tensor | None:
+        seen.append(len(out.activations))
+        return penalty(out, other)
+
+    monkeypatch.setattr(method, "penalty", counted)
+    compiled.train_epoch()
+    assert compiled.compiled is not compiled.net.features and seen == [3] * 4
+    assert eager.net.state_dict().keys() == compiled.net.state_dict().keys()
+    assert compiled.rows[0] == pytest.approx(eager.rows[0], rel=1e-4)
+    for name, value in parameters(eager).items():
+        torch.testing.assert_close(compiled.net.get_parameter(name).detach(), value, rtol=1e-3, atol=1e-5)

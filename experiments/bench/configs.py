@@ -45,7 +45,9 @@ class Asked:
             usual = ()
         elif self.given("dataset"):
             usual = tuple(word for word in usual if not word.startswith("dataset"))
-        return list({key(word): word for word in (*usual, f"model={model}", *self.common, *more)}.values())
+        words = {key(word): word for word in (*usual, f"model={model}", *self.common, *more)}
+        # An option that a data set's file in conf/ does not list, such as dataset.train, is taken all the same; one that it lacks is not.
+        return ["++" * name.startswith("dataset.") + word for name, word in words.items()]
 
     def cfg(self, model: str, *more: str) -> DictConfig:
         """The row's config. Raises ConfigError or Hydra's errors for overrides that cannot be composed."""

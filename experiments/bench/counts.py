@@ -54,6 +54,7 @@ def usual_count(step: Callable[[], object]) -> tuple[int, int]:
 
 def kept(step: Callable[[], object], net: nn.Module | None) -> int:
     """Bytes that a step keeps for its backward, each storage once; the network's weights are there anyway and are left out."""
+    step()  # a first one may still lay out the weights anew
     weights = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()} if net else set()
     storages: dict[int, int] = {}
 

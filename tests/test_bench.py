@@ -1,4 +1,4 @@
-"""The bench's command: every row is there, the table says where it was measured, bad input ends in one line, two tables compare."""
+"""The bench's command: every row is there, the table says where it was measured, bad input ends in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from experiments.bench import gpu, rows, start
-from experiments.bench.__main__ import PARTS, main, save, table
+from experiments.bench.__main__ import PARTS, main, table
 from experiments.bench.configs import Asked, on_gpu, split
 from experiments.bench.sides import suite
 from experiments.cli import RunFailed
@@ -85,7 +85,7 @@ def test_csv_says_where_it_was_measured(printed):
     done, found, path = printed
     assert [file.name for file in path.parent.iterdir()] == ["step.csv"]
     about = done.stdout[done.stdout.index("device") :].replace("\n", " ")
-    for key, value in {"threads": "1", "rounds": "7", "torch": torch.__version__}.items():
+    for key, value in {"threads": "1", "rounds": "7", "torch": torch.__version__, "overrides": " ".join(TINY)}.items():
         assert {row[key] for row in found} == {value}
         assert f"{key} {value}" in about
     for key in ("device", "commit", "cores", "load", "bf16 units"):
@@ -123,17 +123,18 @@ def test_part_has_finite_rows(part, monkeypatch):
 def test_without_a_part_all_that_suit_the_machine(monkeypatch):
     assert tuple(rows.PARTS) == PARTS
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert {*PARTS} - {*rows.chosen([])} == {"compile", "gpu"}
-    assert rows.chosen(["compile"]) == ["compile"]
+    assert {*PARTS} - {*rows.chosen([], with_gpu=False)} == {"compile", "gpu"}
+    assert rows.chosen(["compile"], with_gpu=False) == ["compile"]
+    assert rows.chosen([], with_gpu=True) == [*PARTS]
     assert list(gpu.gpu_rows(Asked(TINY))) == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert rows.chosen([]) == [*PARTS]
     assert not on_gpu(Asked(TINY).cfg("net2c"))  # runtime.device=cpu
 
 
 def test_gpu_rows_in_small(monkeypatch):
-    for name, value in {"PRODUCT": 64, "BATCH": 2, "CHANNELS": (8,), "LAUNCHES": 10, "recorded": lambda side: side}.items():
+    for name, value in {"PRODUCT": 64, "BATCH": 2, "CHANNELS": (8,), "LAUNCHES": 10, "UNITS": 8, "LENGTH": 3}.items():
         monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu, "recorded", lambda side: side)
 
     monkeypatch.setattr(gpu, "suite", lambda cfg: suite(OmegaConf.merge(cfg, {"step": "eager"})))
     asked = Asked(TINY, rounds=2, steps=1)
@@ -233,60 +234,3 @@ def test_help_is_short_and_does_without_torch():
     assert 3 < len(text) < 15
     assert all(part in done.stdout for part in PARTS)
     assert not done.stderr
-
-
-# compare A B
-
-
-def written(path, ratios, **about):
-    found = [
-        {"id": row_id, "what": what, "over": "x", "ratio": ratio, "q1": low, "q3": high, "good": good}
-        for row_id, what, good, ratio, low, high in ratios
-    ]
-    save(path, found, {"device": "here", "threads": 2, "cores": 2, "torch": "2.15", "rounds": 7} | about)
-    return str(path)
-
-
-def test_compare_says_what_changed(tmp_path, monkeypatch, capsys):
-    a = written(
-        tmp_path / "a.csv",
-        [
-            ("C1", "net", ">= 3", 2.0, 1.9, 2.1),
-            ("C5", "slower", "lower", 2.0, 1.9, 2.1),
-            ("C5", "same", "lower", 1, 0.9, 1.1),
-            ("b", "gone", "lower", 1, 1, 1),
-        ],
-    )
-    b = written(
-        tmp_path / "b.csv",
-        [
-            ("C1", "net", ">= 3", 3.0, 2.9, 3.1),
-            ("C5", "slower", "lower", 3.0, 2.9, 3.1),
-            ("C5", "same", "lower", 1.1, 1.05, 1.2),
-        ],
-    )
-    monkeypatch.setattr(sys, "argv", ["bench", "compare", a, b])
-    main()
-    shown = capsys.readouterr()
-    lines = {line.split()[1]: line.split() for line in shown.out.splitlines() if line.startswith("C")}
-    assert lines["net"][-5:] == ["2.000", "3.000", "+50.0", "%", "better"]
-    assert lines["slower"][-1] == "worse"
-    assert lines["same"][-3:] == ["+10.0", "%", "overlap"]
-    assert "1 rows only in" in shown.out
-    assert "gone" not in shown.out
-    assert not shown.err
-
-
-def test_compare_warns_of_another_machine_and_refuses_tables_without_a_common_row(tmp_path, monkeypatch, capsys):
-    a = written(tmp_path / "a.csv", [("C1", "net", "higher", 2, 2, 2)])
-    b = written(tmp_path / "b.csv", [("C1", "net", "higher", 2, 2, 2)], threads=4, torch="2.16")
-    c = written(tmp_path / "c.csv", [("C1", "other", "higher", 2, 2, 2)])
-    monkeypatch.setattr(sys, "argv", ["bench", "compare", a, b])
-    main()
-    warned = capsys.readouterr().err.splitlines()
-    assert warned == ["retable: warning: threads differs: 2, 4", "retable: warning: torch differs: 2.15, 2.16"]
-    monkeypatch.setattr(sys, "argv", ["bench", "compare", a, c])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert "no row in common" in capsys.readouterr().err

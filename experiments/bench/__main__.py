@@ -59,9 +59,10 @@ def bench(arguments: list[str]) -> None:
 
     from experiments.bench import rows  # imports torch
 
-    about = machine(cfgs[0]) | {"rounds": asked.rounds}
+    overrides = [*common, *(word for words in of_method.values() for word in words)]
+    about = machine(cfgs[0]) | {"rounds": asked.rounds, "overrides": " ".join(overrides) or "none"}
     measured = []
-    for part in rows.chosen(parts):
+    for part in rows.chosen(parts, on_gpu(cfgs[0])):
         for row in rows.PARTS[part](asked):
             measured.append(row)
             print(f"{row['id']} {row['what']} over {row['over']}: {row['ratio']:.3f} {row['note']}", file=sys.stderr)
@@ -69,7 +70,7 @@ def bench(arguments: list[str]) -> None:
         print("nothing was measured: the parts named need a GPU")
         return
     print(table(measured))
-    print(textwrap.fill(", ".join(f"{name} {value}" for name, value in about.items()), 130))
+    print(textwrap.fill(", ".join(f"{name} {value}" for name, value in about.items()), 130, break_on_hyphens=False))
     save(path, measured, about)
 
 
@@ -102,7 +103,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     texts = []
     for columns, mark in ((TIMES, "ms a"), (COUNTS, "count a")):
         if some := [[row.get(column, "") for column in columns] for row in rows if mark in row]:
-            digits = [".2f" if column.startswith("ms") else ".0f" if column.startswith("count") else ".3f" for column in columns]
+            digits = [".1f" if column.startswith("ms") else ".0f" if column.startswith("count") else ".3f" for column in columns]
             texts.append(tabulate(some, columns, floatfmt=digits))
     return "\n\n".join([*texts, MEANING])
 

@@ -11,7 +11,7 @@ from experiments.config import ConfigError
 
 NAMES = ("id", "what", "over")
 NUMBERS = ("ratio", "q1", "q3")
-MACHINE = ("device", "threads", "cores", "torch")
+MACHINE = ("device", "threads", "cores", "torch", "overrides")
 Row = dict[str, str]
 
 

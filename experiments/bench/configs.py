@@ -53,9 +53,9 @@ class Asked:
         """The row's config. Raises ConfigError or Hydra's errors for overrides that cannot be composed."""
         return composed(self.words(model, *more))
 
-    def method(self, model: str, name: str) -> DictConfig:
+    def method(self, model: str, name: str, *more: str) -> DictConfig:
         """The config of a method's row."""
-        return self.cfg(model, f"method={name}", *self.own.get(name, []))
+        return self.cfg(model, f"method={name}", *self.own.get(name, []), *more)
 
 
 def key(override: str) -> str:

@@ -19,6 +19,7 @@ PEAKS = {"H200": 790, "H100": 790, "A100": 312}
 LAUNCHES = 1000
 # Sizes of what is timed.
 PRODUCT, BATCH, CHANNELS = 8192, 150, (16, 64, 256, 512)
+UNITS, LENGTH, SEQUENCES = 650, 35, 20  # the language models' LSTM
 NETS = ("mobilenet", "resnet18", "vgg13", "net5c", "net2c")
 
 
@@ -46,7 +47,7 @@ def kernels(asked: Asked, device: torch.device, peak: int | None) -> Iterator[Ro
         )
         yield noted(row, rate(gflop, row["ms a"], peak))
     sides = lstm(torch.bfloat16, device), lstm(torch.float32, device)
-    yield compare("G0", "LSTM 2x650, T35, b20, bf16", "fp32", "lower", sides, asked)
+    yield compare("G0", f"LSTM 2x{UNITS}, T{LENGTH}, b{SEQUENCES}, bf16", "fp32", "lower", sides, asked)
 
 
 def networks(asked: Asked, peak: int | None) -> Iterator[Row]:
@@ -68,7 +69,7 @@ def assumed_peak(name: str) -> int | None:
 def rate(gflop: float, ms: float, peak: int | None) -> str:
     """Of this work in this time, with its share of the assumed peak."""
     tflops = gflop / ms
-    return f"{tflops:.0f} TFLOP/s" + (f", {tflops / peak:.0%} of {peak}" if peak else ", peak unknown")
+    return f"{tflops:.0f} TFLOP/s, " + (f"{tflops / peak:.0%} of {peak}" if peak else "peak unknown")
 
 
 def launches(device: torch.device) -> Side:
@@ -103,7 +104,7 @@ def matrices(size: int, device: torch.device) -> tuple[Side, float]:
 
 
 def lstm(dtype: torch.dtype, device: torch.device) -> Side:
-    """Forward and backward of two layers of 650 units, 20 sequences of 35."""
-    net = nn.LSTM(650, 650, 2, device=device, dtype=dtype)
-    x = torch.randn(35, 20, 650, device=device, dtype=dtype, requires_grad=True)
+    """Forward and backward of two layers."""
+    net = nn.LSTM(UNITS, UNITS, 2, device=device, dtype=dtype)
+    x = torch.randn(LENGTH, SEQUENCES, UNITS, device=device, dtype=dtype, requires_grad=True)
     return Side(lambda: net(x)[0].sum().backward(), device)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import torch
-
 from experiments.bench import counts, gpu
 from experiments.bench.configs import Asked, on_gpu, title
 from experiments.bench.epochs import EPOCHS, in_turn, loaded, resident, side_by_side, sized, usual, whole_suite
@@ -24,17 +22,19 @@ SHAPES = ((64, 64, 32), (64, 128, 16), (64, 256, 8), (64, 256, 16), (150, 128, 2
 
 
 def end_rows(asked: Asked) -> Iterator[Row]:
+    """The whole suite, epoch by epoch, over the usual loop: by default for speed, and with the usual precision."""
     for model in asked.models("net2c", "net5c", "resnet18"):
         train = None if asked.given("dataset.train") else END_IMAGES.get(model, 384)
         for precision in ("bf16", "fp32"):
             cfg = asked.cfg(model, *EPOCHS, f"precision={precision}")
             exact = asked.cfg(model, *EPOCHS, "precision=fp32")
             good = END_GOOD.get(model, "higher") if precision == "bf16" else "higher"
-            what = f"{title(model, exact)} {precision}, whole suite"
+            what = f"{title(model, exact)} {precision}, suite"
             yield compare("C1", what, "usual loop, fp32", good, (whole_suite(cfg, train), usual(exact, train)), asked, faster=True)
 
 
 def use_rows(asked: Asked) -> Iterator[Row]:
+    """A training step's rate over that of the fastest convolution: how much of the machine is used."""
     models = asked.models("resnet18", "net5c", "net2c")
     device = make_trainer(asked.cfg(models[0])).device  # which also sets the number of threads
     sides = [convolution(*shape, device) for shape in SHAPES]
@@ -49,34 +49,37 @@ def use_rows(asked: Asked) -> Iterator[Row]:
         bundle = make_trainer(cfg).bundle
         shape = (cfg.batch_size, *bundle.splits["train"][0].shape[1:])
         gflop = 3 * counts.forward_gflop(cfg, shape, bundle.num_classes)
-        over = f"conv {channels}, {size}x{size}, b{batch}"
+        over = f"conv {channels}x{size}x{size} b{batch}"
         row = compare(
             *("C2", f"{title(model, cfg)}, GFLOP/s", over, USE_GOOD.get(model, "higher"), (suite(cfg), best), asked),
             faster=True,
             scale=gflop / best_gflop,
         )
-        yield noted(row, f"{1000 * gflop / row['ms a']:.0f} of {1000 * best_gflop / row['ms b']:.0f} GFLOP/s")
+        yield noted(row, f"{1000 * gflop / row['ms a']:.0f} / {1000 * best_gflop / row['ms b']:.0f}")
 
 
 def input_rows(asked: Asked) -> Iterator[Row]:
+    """Augmented, normalised images per second."""
     (model,) = asked.models("resnet18")
     cfg = asked.cfg(model, *([] if asked.given("batch_size") else ["batch_size=128"]))
     bundle = sized(cfg, make_trainer(cfg).bundle, None if asked.given("dataset.train") else INPUT_IMAGES)
     count = len(bundle.splits["train"][1])
     for workers, good in ((0, "higher"), (2, ">= 12")):
-        over = f"DataLoader, {workers} workers"
+        over = f"{workers}-worker DataLoader"
         sides = resident(cfg, bundle), loaded(cfg, bundle, workers)
         row = compare("C3", f"batches of {cfg.batch_size}, images/s", over, good, sides, asked, faster=True)
         yield noted(row, " / ".join(f"{count / row[f'ms {letter}']:.1f}k" for letter in "ab"))
 
 
 def step_rows(asked: Asked) -> Iterator[Row]:
+    """What the suite's structure costs."""
     for model in asked.models("net5c", "resnet18"):
         cfg = asked.cfg(model)
         yield compare("b", f"{title(model, cfg)}, suite", "minimal loop", "<= 1.03", (suite(cfg), peer(cfg)), asked)
 
 
 def method_rows(asked: Asked) -> Iterator[Row]:
+    """What each method costs, and what ITDM-c's MMD would cost in a loop."""
     (model,) = asked.models("net5c")
     pairs = [(model, name) for name in asked.methods]
     if not asked.given("model") and "itdm_c" in asked.methods:
@@ -91,14 +94,16 @@ def method_rows(asked: Asked) -> Iterator[Row]:
 
 
 def precision_rows(asked: Asked) -> Iterator[Row]:
+    """Number formats and memory layouts; NHWC is channels_last."""
     for model in asked.models("resnet18", "net5c"):
+        nhwc, nchw = "channels_last=true", "channels_last=false"
         pairs: list[tuple[str, str, tuple[str, ...], tuple[str, ...]]] = [
-            ("bf16, channels_last", "fp32, contiguous", ("precision=bf16",), ("precision=fp32", "channels_last=false")),
-            ("bf16", "fp32", ("precision=bf16",), ("precision=fp32",)),
-            ("channels_last", "contiguous, fp32", ("precision=fp32",), ("precision=fp32", "channels_last=false")),
+            ("bf16 NHWC", "fp32 NCHW", ("precision=bf16", nhwc), ("precision=fp32", nchw)),
+            ("bf16 NHWC", "fp32 NHWC", ("precision=bf16", nhwc), ("precision=fp32", nhwc)),
+            ("fp32 NHWC", "fp32 NCHW", ("precision=fp32", nhwc), ("precision=fp32", nchw)),
         ]
         if on_gpu(asked.cfg(model)):
-            pairs.append(("tf32", "fp32", ("precision=tf32",), ("precision=fp32",)))
+            pairs.append(("tf32 NHWC", "fp32 NHWC", ("precision=tf32", nhwc), ("precision=fp32", nhwc)))
             pairs.append(("graph, bf16", "eager, bf16", ("precision=bf16", "step=graph"), ("precision=bf16",)))
         for what, over, a, b in pairs:
             cfgs = asked.cfg(model, *a), asked.cfg(model, *b)
@@ -107,6 +112,7 @@ def precision_rows(asked: Asked) -> Iterator[Row]:
 
 
 def compile_rows(asked: Asked) -> Iterator[Row]:
+    """torch.compile, which takes a minute and needs a C++ compiler."""
     for model in asked.models("resnet18"):
         for precision in ("bf16", "fp32"):
             on, off = (asked.cfg(model, f"precision={precision}", f"compile={value}") for value in ("true", "false"))
@@ -114,13 +120,14 @@ def compile_rows(asked: Asked) -> Iterator[Row]:
 
 
 def count_rows(asked: Asked) -> Iterator[Row]:
+    """What predicts a GPU's step without one: operations, host reads, memory."""
     (model,) = asked.models("resnet18")
     small = [] if asked.given("batch_size") else ["batch_size=20"]  # calls, and bytes per image, are those of any batch
     cfg = asked.cfg(model, *small)
     target = CALLS_GOOD if model == "resnet18" else {}
     sides = {"suite": suite(cfg)}
     for name in asked.methods:
-        sides[name] = suite(asked.cfg(model, *small, f"method={name}", *asked.own.get(name, [])))
+        sides[name] = suite(asked.method(model, name, *small))
     loop = peer(cfg)
     for name, side in sides.items():
         yield counts.calls_row(f"{model}, {name}", "minimal loop", target.get(name, "lower"), (side, loop))
@@ -134,10 +141,11 @@ def count_rows(asked: Asked) -> Iterator[Row]:
 
 
 def sweep_rows(asked: Asked) -> Iterator[Row]:
+    """Two short runs, one thread each, over the same two with all threads each."""
     for model in asked.models("net2c", "net5c"):
         few = [] if asked.given("dataset.train") else [f"dataset.train={1500 if model == 'net2c' else 300}", "profile.test=100"]
         cfg = asked.cfg(model, *EPOCHS, *few, "precision=bf16")
-        what = f"{title(model, cfg)}, 2 runs side by side"
+        what = f"{title(model, cfg)}, 2 at once"
         yield compare("C11", what, "in turn", ">= 1.1", (side_by_side(cfg), in_turn(cfg)), asked, faster=True)
 
 
@@ -156,7 +164,6 @@ PARTS: dict[str, Callable[[Asked], Iterator[Row]]] = {
 }
 
 
-def chosen(parts: list[str]) -> list[str]:
-    """The parts that are measured: those named, or all that suit the machine."""
-    there = torch.cuda.is_available()
-    return parts or [part for part in PARTS if there or part not in ("compile", "gpu")]
+def chosen(parts: list[str], with_gpu: bool) -> list[str]:
+    """The parts that are measured: those named, or all that suit the device."""
+    return parts or [part for part in PARTS if with_gpu or part not in ("compile", "gpu")]

@@ -74,14 +74,20 @@ def compare(
 
 def turns(sides: tuple[Side, Side], asked: Asked) -> tuple[list[float], list[float]]:
     """Seconds per step of both sides, round by round."""
-    for side in sides:
-        side.seconds(side.warm)  # the first step allocates the optimizer's state, picks kernels, starts workers
-    steps = [asked.steps or min(1000, max(1, round(SECONDS / side.seconds(1)))) for side in sides]
+    steps = [pace(side, asked.steps) for side in sides]
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(asked.rounds):  # each begins every other round, so that a drift of the machine does not favour one
         for i in (0, 1) if turn % 2 else (1, 0):
             times[i].append(sides[i].seconds(steps[i]))
     return times
+
+
+def pace(side: Side, steps: int | None) -> int:
+    """Warm the side up. Returns its steps in a round: as asked, or as many as take half a second, at least one."""
+    first = side.seconds(side.warm)  # allocates the optimizer's state, picks kernels, starts workers
+    if steps or first > 10 * SECONDS:  # clear without another try
+        return steps or 1
+    return min(1000, max(1, round(SECONDS / side.seconds(1))))
 
 
 def spread(ratios: list[float]) -> Row:

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.cli import CONF
 from experiments.config import ConfigError, check, options
 
-GREY = ("experiment=itdm_grey_c", "dataset=digits", "dataset.train=1500")
+# Each network in its own paper's protocol: net2c without norm layers, net5c with them.
+GREY = ("dataset=digits", "dataset.train=1500")
 # The paper's learning rate is for its 50,000 images: on a few digits, in colour, the loss could leave the numbers.
 COLOUR = ("experiment=itdm_color", "dataset=cifar10", "dataset.source=embedded", "batch_size=64", "optim.lr=0.01")
 
@@ -40,7 +41,8 @@ class Asked:
 
     def words(self, model: str, *more: str) -> list[str]:
         """The overrides of a row: a setting that fits the model, what the command line says instead, and the row's own."""
-        usual: tuple[str, ...] = GREY if _channels(model) == 1 else COLOUR
+        grey = ("experiment=itdm_grey_j" if model == "net2c" else "experiment=itdm_grey_c", *GREY)
+        usual: tuple[str, ...] = grey if _channels(model) == 1 else COLOUR
         if self.given("experiment"):
             usual = ()
         elif self.given("dataset"):

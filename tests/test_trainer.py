@@ -192,6 +192,17 @@ def test_weight_decay_is_off_by_default() -> None:
     assert [group["weight_decay"] for group in trainer().optimizer.param_groups] == [0]
 
 
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradients_lie_in_memory_as_their_weights_do(model: str, precision: str) -> None:
+    """torch's fused SGD on a CPU goes through memory: given another layout, it would take a gradient for that of another weight."""
+    made = trainer(*small(model), "method=itdm_c", f"precision={precision}", "profile.steps=1")
+    made.train_epoch()
+    for name, value in made.net.named_parameters():
+        assert value.grad is not None and value.grad.stride() == value.stride(), name
+        assert made.optimizer.state[value]["momentum_buffer"].stride() == value.stride(), name
+
+
 @pytest.mark.parametrize("method", ["itdm_c", "itdm_j"])
 def test_cross_entropy_of_the_first_batch_does_not_feel_the_second(method: str) -> None:
     made = trainer(f"method={method}")

@@ -114,8 +114,8 @@ def run(cfg: DictConfig) -> None:
 
 def write(drawing: Drawing, title: str, facts: list[str], about: dict[str, str], out: Path) -> None:
     """`out`.png and .csv, each whole or not at all; both say where their numbers come from."""
-    profile = about["profile"]
-    whole = title if profile == "paper" else f"{title} [profile {profile}]"
+    profile = "" if about["profile"] == "paper" else f"profile {about['profile']}"
+    whole = f"{title} [{'; '.join(filter(None, (profile, about['data'], about['asked'])))}]"
     drawing.picture.suptitle(fill(whole, int(13 * drawing.picture.get_figwidth())), fontsize=9)  # about 13 characters an inch
     out.parent.mkdir(parents=True, exist_ok=True)
     with store.written(out.with_name(out.name + ".png")) as file:

@@ -104,7 +104,7 @@ def provenance(wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[str]:
         return [f"no run of {wanted['id'].nunique()} is done"]
     done = f"{len(results)} of {wanted['id'].nunique()} runs"
 
-    def asked(key: str) -> str:
+    def wished(key: str) -> str:
         return ", ".join(sorted(wanted[key].unique()))
 
     def each(key: str) -> str:
@@ -112,8 +112,10 @@ def provenance(wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[str]:
 
     commits = sorted({f"{result['commit']}{' with changes' if result['dirty'] else ''}" for result in results})
     mixed = " (MIXED: the cells do not come from one state of the code)" if len(commits) > 1 else ""
+    asked = wished("asked")
     return [
-        f"profile {asked('profile')}; epochs {each('epochs')}; data: {each('data')}; precision {asked('precision')}; {done}",
+        *([f"asked for besides: {asked}"] if asked else []),
+        f"profile {wished('profile')}; epochs {each('epochs')}; data: {each('data')}; precision {wished('precision')}; {done}",
         f"commit {', '.join(commits)}{mixed}; {each('device')}, {each('threads')} threads; torch {each('torch')}; "
         f"{sum(result['seconds'] for result in results) / 60:.1f} minutes of training",
     ]
@@ -129,7 +131,7 @@ def columns(wanted: pd.DataFrame, found: dict[str, store.Run]) -> dict[str, str]
     results = _results(wanted, found)
     keys = ("epochs", "data", "commit", "dirty", "device", "threads", "torch")
     facts = {key: "; ".join(sorted({str(result.get(key)) for result in results})) for key in keys}
-    return facts | {key: "; ".join(sorted(map(str, wanted[key].unique()))) for key in ("profile", "precision", "seed")}
+    return facts | {key: "; ".join(sorted(map(str, wanted[key].unique()))) for key in ("profile", "precision", "asked", "seed")}
 
 
 def _latex(text: str) -> str:

@@ -22,7 +22,7 @@ from experiments.launch import compose, launch
 from experiments.spec import OWN_KEYS, Row, Table
 from experiments.train import train
 
-Jobs: TypeAlias = pd.DataFrame  # row, choice, column, seed, profile, precision, overrides, id: one line per cell and seed
+Jobs: TypeAlias = pd.DataFrame  # row, choice, column, seed, profile, precision, asked, overrides, id: one line per cell and seed
 POLL_SECONDS = 0.5
 UNPICKED = "?"  # in place of a row's choice, while its runs have not all ended
 
@@ -33,6 +33,7 @@ def jobs(table: Table, common: Iterable[str] = (), targets: bool = True) -> Jobs
     Columns and rows that describe the same run share its id. Raises ConfigError on a cell that cannot be run.
     """
     common = list(common)
+    asked = " ".join(word for word in common if not word.startswith(("runtime.", "hydra", "profile=")))
     known: dict[tuple[str, ...], list[DictConfig]] = {}  # columns often differ in the metric only, and composing takes time
     lines = []
     for row, (name, column) in itertools.product(table.rows, table.columns.items()):
@@ -44,7 +45,7 @@ def jobs(table: Table, common: Iterable[str] = (), targets: bool = True) -> Jobs
             configs = known[tuple(overrides)]
             for cfg in configs[: configs[0].profile.seeds]:
                 line = {"row": row.label, "choice": choice, "column": name, "seed": cfg.seed}
-                line |= {"profile": cfg.profile.name, "precision": cfg.precision}
+                line |= {"profile": cfg.profile.name, "precision": cfg.precision, "asked": asked}
                 lines.append(line | {"overrides": [*overrides, f"seed={cfg.seed}"], "id": store.run_id(cfg)})
     return pd.DataFrame(lines)
 

@@ -66,7 +66,13 @@ def test_every_figure_draws_its_runs(name: str, figure: Figure, runs: Path, tmp_
     assert figure(name) == 0
     out = tmp_path / "out" / f"{name}{END}"
     text = capsys.readouterr().out
-    assert "profile smoke" in text and "commit" in text and text.endswith(f"{out}.png .csv .md\n") and "MISSING" not in text
+    assert (
+        f"asked for besides: {' '.join(SMALL[1:])}" in text
+        and "profile smoke" in text
+        and "commit" in text
+        and text.endswith(f"{out}.png .csv .md\n")
+        and "MISSING" not in text
+    )
     assert sorted(path.name for path in out.parent.iterdir()) == [f"{out.name}.csv", f"{out.name}.md", f"{out.name}.png"]
 
     from matplotlib.image import imread

@@ -122,7 +122,7 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("dataset=cifar10 dataset.source=embedded dataset.size=0", "dataset: dataset.size=0: choose"),
         ("dataset=cifar10 dataset.source=embedded dataset.flip=1", "dataset.flip: 1 is not allowed; it must be true or false"),
         ("dataset=cifar10 dataset.source=embedded dataset.padding=-1", "dataset: dataset.padding=-1: choose 0 to 32 pixels"),
-        ("dataset=cifar10", "dataset: cifar10 is not under"),
+        ("dataset=cifar10 runtime.data_dir=nowhere", "dataset: cifar10 is not under nowhere (looked for cifar-10-batches-py"),
         ("norm=gn norm.num_groups=3", "model: num_channels (20) must be divisible by num_groups (3)"),
         # no override at all
         ("dataset", "'dataset' is not KEY=VALUE"),

@@ -10,7 +10,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-SUBSET = "only=ResNet18-profile=short-profile.train=1000-profile.test=500-precision=bf16-table.seeds=1"
 
 
 @pytest.mark.parametrize(
@@ -20,8 +19,8 @@ SUBSET = "only=ResNet18-profile=short-profile.train=1000-profile.test=500-precis
         ("itdm_1", "itdm_1-only=FMNIST.md"),
         ("itdm_2", "figures/itdm_2-only=FMNIST.md"),
         ("itdm_collapse", "figures/itdm_collapse.md"),
-        ("itdm_4", f"itdm_4-optim.lr=0.1-{SUBSET}.md"),
-        ("itdm_lr", f"itdm_lr-{SUBSET}.md"),
+        ("itdm_4", "itdm_4-1000-images.md"),
+        ("itdm_lr", "itdm_lr-1000-images.md"),
         ("bench", "bench.txt"),
     ],
 )

@@ -139,7 +139,11 @@ def test_cells_are_the_runs_numbers(command: Command, tmp_path: Path) -> None:
 
 
 def test_common_overrides_reach_every_run(command: Command, tmp_path: Path) -> None:
-    assert command("table=tiny", "seed=7", "batch_size=20", "profile.seeds=1", "profile.steps=1")[0] == 0
+    code, out, _ = command("table=tiny", "seed=7", "batch_size=20", "profile.seeds=1", "profile.steps=1")
+    assert code == 0 and "- asked for besides: profile.test=100 seed=7 batch_size=20 profile.seeds=1 profile.steps=1\n" in out
+    assert set(pd.read_csv(next((tmp_path / "out").glob("*.csv")))["of_asked"]) == {
+        "profile.test=100 seed=7 batch_size=20 profile.seeds=1 profile.steps=1"
+    }
     configs = [OmegaConf.load(path) for path in (tmp_path / "runs").glob("*/*/config.yaml")]
     assert [(cfg.seed, cfg.batch_size, cfg.profile.steps) for cfg in configs] == [(1, 20, 1)] * 3  # the seeds are the table's
 
@@ -302,7 +306,15 @@ def made(root: Path, spec: Table, values: dict[tuple[str, str], Iterable[float |
                     run.fail("Traceback\nRuntimeError: broken")
                 elif value is not None:
                     run.finish(FACTS | ({"diverged": "train/ce is nan"} if value == "diverged" else {}))
-                known = {"row": row.label, "choice": choice, "seed": seed, "id": identity, "profile": "paper", "precision": "fp32"}
+                known = {
+                    "row": row.label,
+                    "choice": choice,
+                    "seed": seed,
+                    "id": identity,
+                    "profile": "paper",
+                    "precision": "fp32",
+                    "asked": "",
+                }
                 lines += [known | {"column": name} for name in spec.columns]
     return spec, pd.DataFrame(lines), found
 

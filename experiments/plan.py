@@ -38,7 +38,8 @@ class Estimate:
 def kind(cfg: DictConfig) -> str:
     """What decides the cost of an epoch: two runs of one kind differ in seed, length, weights and learning rates only."""
     keys = ("dataset", "model", "norm", "batch_size", "balanced", "precision", "channels_last", "compile", "step", "deterministic")
-    parts = {key: OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in keys}
+    values = {key: cfg.get(key) for key in keys}  # a stored run of older code lacks some
+    parts = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()}
     profile = {key: cfg.profile[key] for key in ("train", "test", "steps", "embedded")}
     methods = [name for name, node in cfg.method.items() if node.get("weight", 1) != 0]
     return json.dumps([parts, profile, methods, cfg.evaluate.every is None], sort_keys=True)

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -120,6 +121,7 @@ def plan(table: Table, wanted: pd.DataFrame, cfg: DictConfig) -> str:
         for job in mine[~mine["shared"] & ~mine["state"].isin(["done", "diverged"])].to_dict("records"):
             one = compose(job["overrides"], [job["seed"]])[0]
             if (key := kind(one)) not in known:
+                print(f"timing a few steps of {row.label} ...", file=sys.stderr, flush=True)
                 try:
                     known[key] = measure(one)
                 except ConfigError as error:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data.archives import Archive, Download
+from data.archives import AGAIN, Archive, Download
 from data.cache import marked_read_only, recall, remember
 from data.formats import DataError, Raw, Shape, one_line, read_embedded, read_folder, read_parquet, resized
 
@@ -122,8 +122,7 @@ def _read(name: str, root: Path, archive: Archive) -> Raw:
         raise DataError(f"{name}: {error}") from None
     except Exception as error:  # torchvision's readers raise anything, from AssertionError to zlib.error
         reason = "files are missing" if "download=True" in str(error) else one_line(error)
-        remedy = "delete it and add runtime.download=true to fetch it again"
-        raise DataError(f"{name}: the official archive in {root / archive.parts[0]} cannot be read ({reason}): {remedy}") from None
+        raise DataError(f"{name}: the official archive in {root / archive.parts[0]} cannot be read ({reason}): delete it {AGAIN}") from None
 
 
 def _check(raw: Raw, paths: list[Path], shape: Shape, num_classes: int) -> None:

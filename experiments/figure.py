@@ -81,7 +81,7 @@ def label(row: str, choice: str) -> str:
 
 def run(cfg: DictConfig) -> None:
     """The task that Hydra runs: plan or train, then draw. Raises RunFailed when there is nothing to draw, or runs failed or diverged."""
-    table = narrowed(cfg, cfg.figure.runs, cfg.figure.get("only", ()), cfg.only)
+    table = narrowed(cfg, cfg.figure.runs, cfg.figure.only, cfg.only)
     wanted = jobs(table, common_overrides(), targets=cfg.launch)
     if cfg.plan:
         from experiments.plan import plan

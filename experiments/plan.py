@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
@@ -22,7 +22,9 @@ from experiments.config import ConfigError, resolve
 from experiments.launch import compose
 from experiments.spec import Table
 from experiments.train import make_trainer
-from experiments.trainer import Trainer
+
+if TYPE_CHECKING:
+    from experiments.trainer import Trainer
 
 LEAST_STEPS, MOST_STEPS, ENOUGH_SECONDS = 4, 20, 3.0  # how many steps are timed: between the first two, enough for so many seconds
 
@@ -64,6 +66,8 @@ def measure(cfg: DictConfig) -> Estimate:
     Without its data, embedded digits of its shape stand in for as many images as the official data set has. Raises ConfigError
     when something else is wrong, or that number is not known.
     """
+    import torch  # not earlier: a plan whose runs are all stored does without
+
     try:
         trainer, sizes, source = make_trainer(cfg), None, "timed steps"
     except ConfigError as error:

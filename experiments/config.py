@@ -26,7 +26,12 @@ class ConfigError(ValueError):
 class Optim:
     lr: float = 0.05
     momentum: float = 0.5
+    nesterov: bool = False
     weight_decay: float = 0.0
+    bias_lr: float = 1.0  # factor on the learning rate of biases and Fixup's scales
+    bias_decay: bool = True  # whether these decay too
+    clip: float | None = None  # gradients are scaled down to this norm; null: never
+    clip_each: bool = False  # each parameter's by its own norm; false: all by the norm of them all
 
 
 @dataclass
@@ -69,11 +74,14 @@ class Config:
     norm: Any = None
     schedule: Any = None
     method: dict[str, Any] = field(default_factory=dict)
+    probe: Any = None  # what is measured at each epoch's end besides, for a figure
     experiment: Any = None
     profile: Profile = field(default_factory=Profile)
     seed: int = 1
     epochs: int = 20
+    iterations: int | None = None  # so many steps instead of so many epochs; the last epoch may be a part of one
     batch_size: int = 50
+    drop_last: bool = False  # leave out an epoch's last batch where it is smaller
     balanced: bool = True  # class-balanced batches, as ITDM's sampler; false: plain shuffling
     precision: str = "fp32"  # fp32 | tf32 | bf16: of the network; the methods' maths is always fp32
     channels_last: bool = True  # memory layout of images and weights
@@ -105,12 +113,15 @@ _COUNT = (_number(1), "a whole number of at least 1")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (_number(0, 2**31), "a whole number from 0 to 2147483648"),
     "epochs": _COUNT,
+    "iterations": _COUNT,
     "batch_size": _COUNT,
     "precision": (lambda value: value in ("fp32", "tf32", "bf16"), "fp32, tf32, bf16"),
     "step": (lambda value: value in ("eager", "graph"), "eager, graph"),
     "optim.lr": _POSITIVE,
     "optim.momentum": (_number(0, 1, open_high=True), "a number from 0 to below 1"),
     "optim.weight_decay": (_number(0), "a number of at least 0"),
+    "optim.bias_lr": _POSITIVE,
+    "optim.clip": _POSITIVE,
     "evaluate.every": _COUNT,
     "evaluate.dense": (_number(0), "a whole number of at least 0"),
     "evaluate.batch_size": _COUNT,
@@ -147,6 +158,8 @@ def check(cfg: DictConfig, targets: bool = True) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and not allowed(value):
             raise ConfigError(f"{key}: {value} is not allowed; it must be {text}")
+    if cfg.optim.nesterov and not cfg.optim.momentum:
+        raise ConfigError("optim.nesterov: true goes with a momentum above 0, and optim.momentum is 0")
     for group in ("dataset", "model", "norm", "schedule"):
         if not (isinstance(cfg[group], DictConfig) and "_target_" in cfg[group]):
             raise ConfigError(f"{group}: nothing is chosen; name a file of conf/{group}")

@@ -22,17 +22,16 @@ def describe(cfg: DictConfig) -> str:
     layer = type(build(cfg.norm, "norm")(8))
     norms = 0 if layer is nn.Identity else sum(type(module) is layer for module in modules)
     samples = ", ".join(f"{len(y):,} {split}" for split, (_, y) in trainer.bundle.splits.items())
-    steps = trainer.epochs * trainer.steps_per_epoch
     cost = plan.stored(Path(cfg.runtime.runs)).get(plan.kind(cfg)) or plan.measure(cfg)
     lines = {
         "run": store.run_id(cfg),
         "folder": f"{run.path} ({run.state})",
         "data": f"{trainer.bundle.variant}: {samples} images, {trainer.bundle.num_classes} classes",
         "parameters": f"{count:,}" + (f" and {extra:,} of methods" if extra else ""),
-        "taps": sum(isinstance(module, Tap) for module in modules),
+        "taps": sum(isinstance(module, Tap) and not module.pre for module in modules),
         "norm layers": f"{norms}" + (f" ({layer.__name__})" if norms else ""),
         "methods": ", ".join(trainer.regularizers) or "none",
-        "batches": f"{trainer.steps_per_epoch:,} steps of {cfg.batch_size} an epoch, {trainer.epochs} epochs, {steps:,} steps",
+        "batches": f"{trainer.steps_per_epoch:,} steps of {cfg.batch_size} an epoch, {trainer.epochs} epochs, {trainer.length.steps:,} steps",
         "evaluations": len(trainer.evaluations),
         "device": f"{trainer.device}, precision {cfg.precision}",
         "time": f"{(cost.epoch * trainer.epochs + cost.extra) / 60:.1f} minutes (from {cost.source})",

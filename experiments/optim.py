@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
 
-Schedule = Callable[[float, Sequence[float]], float]  # (epochs of the printed protocol so far, validation history) -> factor
+# (epochs, steps of the printed protocol so far, validation history) -> factor on the learning rate
+Schedule = Callable[[float, float, Sequence[float]], float]
+SMALL = ("bias", "scale")  # the last part of the names of parameters that have a learning rate of their own
 
 
 class SGD(torch.optim.SGD):
@@ -23,11 +29,52 @@ class SGD(torch.optim.SGD):
     load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
 
 
-def constant(epoch: float, history: Sequence[float]) -> float:
+def groups(modules: Iterable[nn.Module], optim: DictConfig, device: torch.device) -> list[dict[str, Any]]:
+    """The parameters as SGD takes them, biases and Fixup's scales apart when something is different for them.
+
+    `factor` is a group's own on the learning rate, which is a tensor on the device: a recorded step reads its value anew.
+    """
+    named = [pair for module in modules for pair in module.named_parameters()]
+    small = [p for name, p in named if name.rpartition(".")[2] in SMALL]
+    others = [p for name, p in named if name.rpartition(".")[2] not in SMALL]
+    if optim.bias_lr == 1 and (optim.bias_decay or not optim.weight_decay):
+        kinds = [([p for _, p in named], 1.0, optim.weight_decay)]
+    else:
+        kinds = [(others, 1.0, optim.weight_decay), (small, optim.bias_lr, optim.weight_decay if optim.bias_decay else 0.0)]
+    return [
+        {"params": parameters, "lr": torch.tensor(factor * optim.lr, device=device), "factor": factor, "weight_decay": decay}
+        for parameters, factor, decay in kinds
+        if parameters
+    ]
+
+
+@torch.no_grad()
+def clip(parameters: Iterable[Tensor], most: float, each: bool) -> None:
+    """Scale gradients down to the norm `most`: each parameter's by its own norm, or all by their common one; in place."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))
+    if not each:
+        norms = torch.linalg.vector_norm(norms).expand_as(norms)
+    torch._foreach_mul_(gradients, list((most / (norms + 1e-6)).clamp(max=1).unbind()))
+
+
+def constant(epoch: float, step: float, history: Sequence[float]) -> float:
     """The learning rate as given."""
     return 1.0
 
 
-def steps(epoch: float, history: Sequence[float], at: Sequence[float], factor: float) -> float:
-    """Times `factor` from each epoch in `at` on, in epochs of the printed protocol: a profile that shortens it moves them along."""
-    return float(factor ** sum(epoch >= milestone - 1e-9 for milestone in at))
+def steps(
+    epoch: float, step: float, history: Sequence[float], at: Sequence[float], factor: float | Sequence[float], by: str = "epoch"
+) -> float:
+    """Times `factor`, or the one of its numbers that belongs to it, from each milestone in `at` on.
+
+    by: "epoch" or "iteration", what milestones count, in the printed protocol: a profile that shortens it moves them along.
+    Raises ValueError for an unknown name, or another number of factors than of milestones.
+    """
+    if by not in ("epoch", "iteration"):
+        raise ValueError(f"by: {by!r} is not known; allowed: epoch, iteration")
+    factors = [factor] * len(at) if isinstance(factor, int | float) else factor
+    if len(factors) != len(at):
+        raise ValueError(f"factor: {len(factors)} numbers for {len(at)} milestones")
+    now = epoch if by == "epoch" else step
+    return math.prod(float(one) for milestone, one in zip(at, factors, strict=True) if now >= milestone - 1e-6)

@@ -95,10 +95,10 @@ def make_trainer(cfg: DictConfig) -> Trainer:
     regularizers = {name: build(node, f"method.{name}") for name, node in cfg.method.items()}
     schedule = build(cfg.schedule, "schedule")
     try:
-        schedule(0.0, [])
+        schedule(0.0, 0.0, [])
     except (TypeError, ValueError) as error:
         raise ConfigError(f"schedule: {first_line(error)}") from error
-    return Trainer(cfg, bundle, net, regularizers, schedule)
+    return Trainer(cfg, bundle, net, regularizers, schedule, None if cfg.probe is None else build(cfg.probe, "probe"))
 
 
 def make_bundle(cfg: DictConfig, device: str) -> Bundle:
@@ -120,7 +120,7 @@ def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
     commit()  # as it is now: the code that runs, whatever happens to the files meanwhile
     run.write("config.yaml", OmegaConf.to_yaml(cfg))
     board, begun = None, trainer.step
-    bar = tqdm(total=trainer.epochs * trainer.steps_per_epoch, initial=trainer.step, desc=run.path.name, disable=None, leave=False)
+    bar = tqdm(total=trainer.length.steps, initial=trainer.step, desc=run.path.name, disable=None, leave=False)
     summary: dict[str, Any] = {}
     shown = time.monotonic()
     try:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -19,11 +19,13 @@ from torch.nn.functional import cross_entropy
 from data.bundle import Batch, Bundle
 from experiments.config import ConfigError, first_line
 from experiments.graph import Replayed
-from experiments.optim import SGD, Schedule
+from experiments.length import Length
+from experiments.optim import SGD, Schedule, clip, groups
 from models.net import Net, record
 from regularizers.base import Pass, Regularizer
 
 Row = dict[str, float]
+Probe = Callable[["Trainer"], Row]  # what is measured at each epoch's end besides
 
 
 class Diverged(ArithmeticError):
@@ -36,8 +38,16 @@ class Trainer:
     rows: one entry per evaluation so far: step, epoch, lr, the training terms' means since the last one, and the test metrics.
     """
 
-    def __init__(self, cfg: DictConfig, bundle: Bundle, net: Net, regularizers: dict[str, Regularizer], schedule: Schedule) -> None:
-        self.cfg, self.bundle, self.net, self.schedule = cfg, bundle, net, schedule
+    def __init__(
+        self,
+        cfg: DictConfig,
+        bundle: Bundle,
+        net: Net,
+        regularizers: dict[str, Regularizer],
+        schedule: Schedule,
+        probe: Probe | None = None,
+    ) -> None:
+        self.cfg, self.bundle, self.net, self.schedule, self.probe = cfg, bundle, net, schedule, probe
         self.regularizers = {name: method for name, method in regularizers.items() if method.active}
         self.device = bundle.splits["train"][1].device
         self.rngs = {name: generator(cfg.seed, name, self.device) for name in ("data", "second", *self.regularizers)}
@@ -45,10 +55,9 @@ class Trainer:
             method.rng = self.rngs[name]
         self.wants_second = any(method.second_batch for method in self.regularizers.values())
 
-        full = -(-bundle.epoch_size(cfg.balanced) // cfg.batch_size)
-        self.steps_per_epoch = min(full, cfg.profile.steps or full)
-        self.epochs = max(1, round(cfg.epochs * cfg.profile.epochs))
-        self.evaluations = frozenset(evaluation_steps(self.epochs, self.steps_per_epoch, cfg.evaluate.every, cfg.evaluate.dense))
+        self.length = Length(cfg, bundle.epoch_size(cfg.balanced))
+        self.steps_per_epoch, self.epochs = self.length.steps_per_epoch, self.length.epochs
+        self.evaluations = frozenset(self.length.evaluations(cfg.evaluate.every, cfg.evaluate.dense))
         self.epoch = self.step = 0
         self.rows: list[Row] = []
         self.sums: dict[str, Tensor] = {}
@@ -56,13 +65,17 @@ class Trainer:
         self.seconds = 0.0  # spent training and evaluating
 
         self.activations = record(net)
+        wanted = probe is not None or any(method.preactivations for method in self.regularizers.values())
+        self.preactivations = record(net, pre=True) if wanted else []
         self.prepare_methods()
+        if cfg.compile and (edit := [name for name, method in self.regularizers.items() if method.edits]):
+            raise ConfigError(f"compile: true does not go with method {edit[0]}, which edits the backward pass; allowed: false")
         if cfg.channels_last:
             self.net.to(memory_format=torch.channels_last)
         self.compiled = torch.compile(net.features, dynamic=False) if cfg.compile else net.features
-        parameters = [*net.parameters(), *(p for method in self.regularizers.values() for p in method.parameters())]
-        lr = torch.tensor(cfg.optim.lr, device=self.device)  # a tensor: a recorded step reads its value anew
-        self.optimizer = SGD(parameters, lr, cfg.optim.momentum, weight_decay=cfg.optim.weight_decay, fused=True)
+        self.lr = cfg.optim.lr
+        parameters = groups([net, *self.regularizers.values()], cfg.optim, self.device)
+        self.optimizer = SGD(parameters, momentum=cfg.optim.momentum, nesterov=cfg.optim.nesterov, fused=True)
         self.take_step = Replayed(self.step_on, self.rngs.values()) if cfg.step == "graph" else self.step_on
 
     def prepare_methods(self) -> None:
@@ -94,11 +107,12 @@ class Trainer:
 
     def forward(self, batch: Batch) -> Pass:
         self.activations.clear()
+        self.preactivations.clear()
         x = batch.x if self.cfg.channels_last else batch.x.contiguous()
         with self.autocast():
             features = (self.compiled if self.net.training else self.net.features)(x)
             logits = self.net.classifier(features)
-        return Pass(batch, features, logits, tuple(self.activations))
+        return Pass(batch, features, logits, tuple(self.activations), tuple(self.preactivations))
 
     def run(self, batch: Batch) -> Pass:
         for method in self.regularizers.values():
@@ -121,7 +135,11 @@ class Trainer:
         loss, terms = self.loss(batch, second)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.cfg.optim.clip is not None:
+            clip((p for group in self.optimizer.param_groups for p in group["params"]), self.cfg.optim.clip, self.cfg.optim.clip_each)
         self.optimizer.step()
+        for name, method in self.regularizers.items():
+            terms |= {f"{name}/{key}": value for key, value in method.logged().items()}
         for name, term in terms.items():  # summed on the device, and read at the next evaluation
             if name not in self.sums:
                 self.sums[name] = torch.zeros_like(term)
@@ -133,28 +151,44 @@ class Trainer:
         """The samples of this epoch's batches, each with those of its second one if a method wants it: an order of its own."""
         names = ("data", "second") if self.wants_second else ("data",)
         orders = [self.bundle.order(self.rngs[name], self.cfg.balanced).split(self.cfg.batch_size) for name in names]
-        return itertools.islice(zip(*orders, strict=True), self.steps_per_epoch)
+        return itertools.islice(zip(*orders, strict=True), min(self.steps_per_epoch, self.length.steps - self.step))
 
     def train_epoch(self, tick: Callable[[], object] = lambda: None) -> None:
         """One epoch. Calls `tick` after each step. Raises Diverged when an evaluation finds a loss that is no number."""
         began, start = time.perf_counter(), self.epoch * self.steps_per_epoch
-        lr = self.cfg.optim.lr * self.schedule(self.epoch * self.cfg.epochs / self.epochs, [])
-        for group in self.optimizer.param_groups:
-            group["lr"].fill_(lr)
+        if self.probe is not None and not self.step:
+            self.rows.append({"step": 0, "epoch": 0.0} | self.probe(self))
         for samples in self.samples():
+            self.set_lr()
             self.take_step(*samples)
             self.step += 1
             tick()
             if self.step in self.evaluations:
-                self.rows.append(self.row(start, lr))
+                self.rows.append(self.row(start))
+        if self.probe is not None:
+            self.rows[-1] |= self.probe(self)
         self.epoch += 1
         self.seconds += time.perf_counter() - began
 
-    def row(self, start: int, lr: float) -> Row:
+    def set_lr(self) -> None:
+        shown = self.length.shown(self.step)
+        lr = self.cfg.optim.lr * self.schedule(shown / self.length.full, shown, [])
+        if lr != self.lr:
+            self.lr = lr
+            for group in self.optimizer.param_groups:
+                group["lr"].fill_(group["factor"] * lr)
+
+    def row(self, start: int) -> Row:
         count = self.step - self.since
-        row: Row = {"step": self.step, "epoch": self.epoch + (self.step - start) / self.steps_per_epoch, "lr": lr}
-        row |= {f"train/{name}": float(value) / count for name, value in self.sums.items()}
-        row |= {f"test/{name}": value for name, value in self.evaluate("test").items()}
+        row: Row = {"step": self.step, "epoch": self.epoch + (self.step - start) / self.steps_per_epoch, "lr": self.lr}
+        for name, value in self.sums.items():
+            if value.dim():  # one value for each tap
+                row |= {f"train/{name}/{place:02d}": one / count for place, one in enumerate(value.tolist(), 1)}
+            else:
+                row[f"train/{name}"] = float(value) / count
+        for split in self.bundle.splits:
+            if split != "train":
+                row |= {f"{split}/{name}": value for name, value in self.evaluate(split).items()}
         self.since = self.step
         for total in self.sums.values():
             total.zero_()  # in place: a recorded step goes on adding to it
@@ -178,6 +212,7 @@ class Trainer:
                 totals += torch.stack([right, cross_entropy(logits, y, reduction="sum"), h.square().sum()]).double()
                 count, width = count + len(y), width + h.numel()
         self.activations.clear()
+        self.preactivations.clear()
         self.net.train()
         right, ce, square = totals.tolist()
         accuracy = 100 * right / count
@@ -228,18 +263,3 @@ def generator(seed: int, name: str, device: torch.device | str) -> Generator:
     """A generator of its own for each use of randomness, so that one method's draws cannot change what another sees."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def evaluation_steps(epochs: int, steps_per_epoch: int, every: int | None, dense: int) -> Sequence[int]:
-    """The steps after which the test set is read: each epoch's end, and the last `dense` of the points `every` steps apart.
-
-    A paper that evaluates every 50 steps and averages its last ten evaluations gets just those ten; the earlier ones, which no
-    table reads, would cost more than the training of a small network.
-    """
-    ends = {(epoch + 1) * steps_per_epoch for epoch in range(epochs)}
-    if every is None:
-        return sorted(ends)
-    between = {
-        start + step for start in range(0, epochs * steps_per_epoch, steps_per_epoch) for step in range(every, steps_per_epoch, every)
-    }
-    return sorted(ends | set(sorted(ends | between)[-dense:] if dense else ()))

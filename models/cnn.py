@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.net import Net, Norm, Tap
+from models.net import Net, Norm, relu
 
 
 def _active(width: int, norm: Norm) -> list[nn.Module]:
-    """ReLU, the tap, then the norm layer: these networks normalise after the activation."""
-    return [nn.ReLU(inplace=True), Tap(), norm(width)]
+    """ReLU, then the norm layer: these networks normalise after the activation."""
+    return [*relu(), norm(width)]
 
 
 def net2c(num_classes: int, norm: Norm, in_channels: int = 1) -> Net:

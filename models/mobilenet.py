@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.net import Net, Norm, Tap
+from models.net import Net, Norm, relu
 
 # Channels out and stride of each pair of convolutions.
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
@@ -18,7 +18,7 @@ def mobilenet(num_classes: int, norm: Norm, in_channels: int = 3) -> Net:
     """
 
     def active(width: int) -> list[nn.Module]:
-        return [norm(width), nn.ReLU(inplace=True), Tap()]
+        return [norm(width), *relu()]
 
     channels = 32
     layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), *active(channels)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 Norm = Callable[[int], nn.Module]  # what conf/norm/*.yaml builds: channels -> layer
@@ -12,12 +13,30 @@ Norm = Callable[[int], nn.Module]  # what conf/norm/*.yaml builds: channels -> l
 class Tap(nn.Identity):
     """An activation point: placed where the papers look at or penalise activations; changes nothing.
 
+    What flows through it must not be overwritten afterwards: no in-place operation may follow.
+    pre: it is the point before the non-linearity.
     sample_dims: how many leading dimensions count samples: 1 for [N, units...], 2 for a sequence [N, T, units].
     """
 
-    def __init__(self, sample_dims: int = 1) -> None:
+    def __init__(self, pre: bool = False, sample_dims: int = 1) -> None:
         super().__init__()
-        self.sample_dims = sample_dims
+        self.pre, self.sample_dims = pre, sample_dims
+
+
+def relu() -> list[nn.Module]:
+    """A ReLU between its taps."""
+    return [Tap(pre=True), nn.ReLU(), Tap()]
+
+
+class Shift(nn.Module):
+    """Adds one learned number, 0 at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
 
 
 class Net(nn.Module):
@@ -35,13 +54,13 @@ class Net(nn.Module):
         """Forget recurrent state; nothing to do unless there is some."""
 
 
-def record(net: nn.Module) -> list[Tensor]:
+def record(net: nn.Module, pre: bool = False) -> list[Tensor]:
     """A list that fills, at each forward, with what flows through the taps, first to last: [samples, units...] each.
 
-    The caller clears it before a forward.
+    Either the taps after the non-linearities or, with `pre`, those before. The caller clears the list before a forward.
     """
     activations: list[Tensor] = []
-    for tap in (module for module in net.modules() if isinstance(module, Tap)):
+    for tap in (module for module in net.modules() if isinstance(module, Tap) and module.pre == pre):
         tap.register_forward_hook(
             lambda tap, _, out: activations.append(out.flatten(0, tap.sample_dims - 1) if tap.sample_dims > 1 else out)
         )

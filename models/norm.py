@@ -12,8 +12,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     not counted: only a cumulative average would need it, and it costs a call per layer and step.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(channels, eps)
         self.num_batches_tracked = None
 
     def _check_input_dim(self, input: Tensor) -> None:

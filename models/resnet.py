@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, nn
 
-from models.net import Net, Norm, Tap
+from models.net import Net, Norm, relu
 
-Block = Callable[[int, int, int, Norm], nn.Module]  # channels in, channels of the stage, stride, norm -> the block
+Block = Callable[[int, int, int, Norm], nn.Module]  # channels in, channels of the stage, stride, norm -> a block, or its shortcut
 
 
 def conv3x3(in_channels: int, width: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
 
 
+def projection(in_channels: int, width: int, stride: int, norm: Norm) -> nn.Module:
+    """A 1x1 convolution and norm (He et al. 2016, option B)."""
+    return nn.Sequential(nn.Conv2d(in_channels, width, 1, stride, bias=False), norm(width))
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions, norm after each, added to the shortcut before the last ReLU (He et al. 2016, figure 5 left).
 
-    The shortcut is the input itself, or its 1x1 convolution and norm where size or width changes.
+    The shortcut is the input itself; where size or width changes, what `shortcut` makes of it.
     """
 
-    def __init__(self, in_channels: int, width: int, stride: int, norm: Norm) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, norm: Norm, shortcut: Block = projection) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            *[conv3x3(in_channels, width, stride), norm(width), nn.ReLU(inplace=True), Tap()],
+            *[conv3x3(in_channels, width, stride), norm(width), *relu()],
             *[conv3x3(width, width), norm(width)],
         )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, width, 1, stride, bias=False), norm(width))
-        self.relu = nn.ReLU(inplace=True)
-        self.tap = Tap()
+        same = stride == 1 and in_channels == width
+        self.shortcut = nn.Identity() if same else shortcut(in_channels, width, stride, norm)
+        self.relu = nn.Sequential(*relu())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.tap(self.relu(self.residual(x) + self.shortcut(x)))
+        return self.relu(self.residual(x) + self.shortcut(x))
 
 
 def resnet(num_classes: int, norm: Norm, block: Block, widths: Sequence[int], blocks: Sequence[int], in_channels: int = 3) -> Net:
@@ -42,13 +45,18 @@ def resnet(num_classes: int, norm: Norm, block: Block, widths: Sequence[int], bl
 
     For [N, in_channels, H, W] of any size; h is the mean over the last map.
     """
-    layers: list[nn.Module] = [conv3x3(in_channels, widths[0]), norm(widths[0]), nn.ReLU(inplace=True), Tap()]
+    stem = [conv3x3(in_channels, widths[0]), norm(widths[0]), *relu()]
+    features = nn.Sequential(*stem, *stages(block, widths, blocks, norm), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Net(features, nn.Linear(widths[-1], num_classes))
+
+
+def stages(block: Block, widths: Sequence[int], blocks: Sequence[int], norm: Norm) -> Iterator[nn.Module]:
+    """The blocks of all stages, from a stem of `widths[0]` channels on."""
     channels = widths[0]
     for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         for i in range(count):
-            layers.append(block(channels, width, 2 if stage > 0 and i == 0 else 1, norm))
+            yield block(channels, width, 2 if stage > 0 and i == 0 else 1, norm)
             channels = width
-    return Net(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(channels, num_classes))
 
 
 def resnet18(num_classes: int, norm: Norm, in_channels: int = 3) -> Net:

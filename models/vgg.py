@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from models.net import Net, Norm, Tap
+from models.net import Net, Norm, relu
 
 VGG13 = ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))
 
@@ -19,7 +19,7 @@ def vgg(num_classes: int, norm: Norm, stages: Sequence[Sequence[int]], in_channe
     layers: list[nn.Module] = []
     for widths in stages:
         for width in widths:
-            layers += [nn.Conv2d(in_channels, width, 3, padding=1), norm(width), nn.ReLU(inplace=True), Tap()]
+            layers += [nn.Conv2d(in_channels, width, 3, padding=1), norm(width), *relu()]
             in_channels = width
         layers.append(nn.MaxPool2d(2))
     return Net(nn.Sequential(*layers, nn.Flatten()), nn.Linear(in_channels, num_classes))

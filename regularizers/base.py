@@ -14,12 +14,16 @@ from models.net import Net
 
 @dataclass(frozen=True)
 class Pass:
-    """One batch after its forward: h = features [N, d], logits [N, K], and what flowed through the taps, first to last."""
+    """One batch after its forward: h = features [N, d], logits [N, K], and what flowed through the taps, first to last.
+
+    preactivations: what the activations were before their non-linearity; empty unless a method asks for it.
+    """
 
     batch: Batch
     features: Tensor
     logits: Tensor
     activations: tuple[Tensor, ...]
+    preactivations: tuple[Tensor, ...] = ()
 
 
 class Regularizer(nn.Module):
@@ -29,9 +33,13 @@ class Regularizer(nn.Module):
     active: False at weight 0: the method is left out of the run, which is then vanilla bit for bit.
     rng: the method's own generator, set by the trainer; drawing from any other would change the batches other methods see.
     second_batch: True asks the trainer for an independent second mini-batch, handed to `penalty` as `other`.
+    preactivations: True asks for those of each pass.
+    edits: True says that `penalty` puts hooks on activations, which a compiled network would not call.
     """
 
     second_batch: ClassVar[bool] = False
+    preactivations: ClassVar[bool] = False
+    edits: ClassVar[bool] = False
     weight: Tensor
     rng: Generator
 
@@ -54,3 +62,7 @@ class Regularizer(nn.Module):
     def penalty(self, out: Pass, other: Pass | None) -> Tensor | None:
         """What is added to the loss (a scalar, times `weight`), logged under the method's name."""
         return None
+
+    def logged(self) -> dict[str, Tensor]:
+        """After the backward: what else there is to see of this step, scalars or one value for each tap, on the device."""
+        return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import re
 
 import hydra
 import pytest
@@ -16,6 +17,7 @@ from experiments.config import build, options
 from models.net import Net, Tap, record
 from models.norm import BatchNorm, group
 from models.resnet import BasicBlock
+from models.resnet_thin import FixupBlock, Subsample
 
 torch.set_num_threads(1)
 PAIRS = [(32, 64, 16), (128, 128, 16), (128, 256, 8), (256, 256, 8), (256, 512, 4), *[(512, 512, 4)] * 5, (512, 1024, 2), (1024, 1024, 2)]
@@ -27,16 +29,21 @@ TAPS: dict[str, list[tuple[int, ...]]] = {
     # the stem; a pair without stride; then depthwise with or without stride, and pointwise
     "mobilenet": [(32, 32, 32), (32, 32, 32), (64, 32, 32), (64, 16, 16), (128, 16, 16)]
     + [(width, size, size) for first, second, size in PAIRS[1:] for width in (first, second)],
+    "cnn11": [(192, 32, 32), (192, 16, 16), (240, 16, 16), (240, 8, 8), (260, 8, 8)]
+    + [(260, 4, 4), (280, 4, 4), (280, 2, 2), (300, 2, 2), (300, 1, 1)],
+    "resnet56": [(16, 32, 32)] * 19 + [(32, 16, 16)] * 18 + [(64, 8, 8)] * 18,
+    "resnet110": [(16, 32, 32)] * 37 + [(32, 16, 16)] * 36 + [(64, 8, 8)] * 36,
 }
-WIDTH = {"net2c": 100, "net5c": 512, "vgg13": 512, "resnet18": 512, "mobilenet": 1024}  # of the last hidden layer
+# of the last hidden layer
+WIDTH = {"net2c": 100, "net5c": 512, "vgg13": 512, "resnet18": 512, "mobilenet": 1024, "cnn11": 300, "resnet56": 64, "resnet110": 64}
 EVERY = [(model, norm) for model in options("model") for norm in options("norm")]
 every = pytest.mark.parametrize(("model", "norm"), EVERY)
 
 
 def config(model: str, norm: str) -> DictConfig:
     overrides = [f"model={model}", f"norm={norm}"]
-    if norm == "gn" and model != "net2c":  # their channels are powers of two
-        overrides.append("norm.num_groups=8")
+    if norm == "gn" and model != "net2c":  # their channels are powers of two, and multiples of 4 in cnn11
+        overrides.append(f"norm.num_groups={4 if model == 'cnn11' else 8}")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("config", overrides)
 
@@ -45,6 +52,19 @@ def make(model: str, norm: str, seed: int = 0) -> Net:
     torch.manual_seed(seed)
     net = build(config(model, norm).model, "model")(num_classes=10)
     assert isinstance(net, Net)
+    return net
+
+
+def stirred(model: str, norm: str) -> Net:
+    """With every parameter off its start: Fixup begins with zeros, through which nothing flows back. Dropout is off."""
+    net = make(model, norm)
+    rng = torch.Generator().manual_seed(1)
+    for name, parameter in net.named_parameters():
+        if not (name.endswith("weight") and parameter.any()):
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=rng)
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0
     return net
 
 
@@ -60,7 +80,7 @@ def test_folders_are_not_empty() -> None:
 
 @every
 def test_forward_and_backward(model: str, norm: str) -> None:
-    net, x = make(model, norm), images(model)
+    net, x = stirred(model, norm), images(model)
     logits = net(x)
     assert logits.shape == (4, 10) and logits.dtype == torch.float32 and logits.isfinite().all()
     nn.functional.cross_entropy(logits, torch.arange(4)).backward()
@@ -78,19 +98,21 @@ def test_logits_are_a_linear_layer_on_the_last_hidden_one(model: str, norm: str)
 
 @every
 def test_taps_see_the_activations_in_order(model: str, norm: str) -> None:
-    net, x = make(model, norm), images(model)
-    activations = record(net)
+    net, x = stirred(model, norm), images(model)
+    before, activations = record(net, pre=True), record(net)
     order = [tap for tap in net.modules() if isinstance(tap, Tap)]
     seen: list[nn.Module] = []
     for tap in order:
         tap.register_forward_hook(lambda tap, _, out: seen.append(tap))
     net(x)
-    assert seen == order and len(activations) == len(order) >= 1
+    assert seen == order and len(activations) == len(before) == len(order) / 2 >= 1
     shapes = [tuple(activation.shape) for activation in activations]
     assert shapes == [(4, *units) for units in TAPS.get(model, [shape[1:] for shape in shapes])]
-    for activation in activations:
-        assert activation.min() >= 0 and 0.1 < (activation > 0).float().mean() < 0.9  # after the ReLU, before the norm layer
-        assert activation.grad_fn is not None
+    for one, after in zip(before, activations, strict=True):
+        assert after.grad_fn is not None
+        if norm != "none" or model not in ("resnet56", "resnet110"):  # there learned scalars come before the tap
+            assert 0.05 < (one > 0).float().mean() < 0.95
+            torch.testing.assert_close(after, nn.functional.elu(one) if model == "cnn11" else one.relu(), rtol=0, atol=0)
     first = [activation.detach().clone() for activation in activations]
     activations.clear()
     net(x)
@@ -100,22 +122,26 @@ def test_taps_see_the_activations_in_order(model: str, norm: str) -> None:
 @every
 def test_same_seed_same_net(model: str, norm: str) -> None:
     x = images(model)
-    one, two, other = make(model, norm), make(model, norm), make(model, norm, seed=1)
-    assert torch.equal(one(x), two(x))
-    one.eval(), two.eval()
-    assert torch.equal(one(x), two(x)) and torch.equal(one(x), one(x))
-    assert not torch.equal(one(x), other.eval()(x))
+    nets = make(model, norm), make(model, norm), make(model, norm, seed=1)
+    for training in (True, False):
+        outs = []
+        for net in nets:
+            net.train(training)
+            torch.manual_seed(0)  # of dropout
+            outs.append(net.features(x))
+        assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
+    assert torch.equal(nets[0](x), nets[0](x))
 
 
 @every
 def test_samples_do_not_mix_in_evaluation(model: str, norm: str) -> None:
-    net, x = make(model, norm).eval(), images(model)
+    net, x = stirred(model, norm).eval(), images(model)
     torch.testing.assert_close(net(x)[:2], net(x[:2]), rtol=1e-4, atol=1e-5)
 
 
 @every
 def test_bf16(model: str, norm: str) -> None:
-    net, x = make(model, norm), images(model, 8)
+    net, x = stirred(model, norm), images(model, 8)
     activations = record(net)
     with torch.autocast("cpu", torch.bfloat16):
         logits, again = net(x), net(x)
@@ -138,6 +164,9 @@ def test_bf16(model: str, norm: str) -> None:
     [
         *[("net2c", "none", 106_680), ("net2c", "bn", 106_680 + 2 * 170), ("net5c", "bn", 1_575_114), ("net5c", "gn", 1_575_114)],
         *[("vgg13", "bn", 9_416_010), ("resnet18", "bn", 11_173_962), ("mobilenet", "bn", 3_217_226)],
+        *[("cnn11", "none", 1_641_938), ("cnn11", "bn", 1_641_938 + 2 * 2_544)],
+        *[("resnet56", "none", 848_954 + 137), ("resnet110", "none", 1_719_866 + 272)],
+        *[("resnet56", "bn", 848_954 + 2 * 2_032), ("resnet110", "bn", 1_719_866 + 2 * 4_048)],
     ],
 )
 def test_printed_sizes(model: str, norm: str, count: int) -> None:
@@ -168,9 +197,9 @@ def test_channels_and_classes_are_options(model: str) -> None:
     assert build(node, "model")(num_classes=7)(torch.randn(2, 4 - channels, size, size)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("model", ["resnet18", "mobilenet"])
+@pytest.mark.parametrize("model", ["resnet18", "mobilenet", "cnn11", "resnet56"])
 def test_global_pooling_takes_any_size(model: str) -> None:
-    assert make(model, "bn")(torch.randn(2, 3, 64, 64)).shape == (2, 10) == make(model, "bn")(torch.randn(2, 3, 20, 20)).shape
+    assert make(model, "bn")(torch.randn(2, 3, 64, 64)).shape == (2, 10) == make(model, "bn")(torch.randn(2, 3, 36, 36)).shape
 
 
 def test_resnets_shortcuts() -> None:
@@ -217,6 +246,152 @@ def test_tap_of_a_sequence_counts_steps_as_samples() -> None:
     assert torch.equal(activations[0], x.reshape(8, 5)) and torch.equal(activations[1], out)
     net(x)
     assert len(activations) == 4  # clearing is the caller's business
+
+
+# PER's networks
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu"])
+def test_cnn11_is_the_paper_s_by_its_counts(activation: str) -> None:
+    """2,544 channels and 350,460 units over ten taps: PER's "2.5K" and "350K"; a learned scalar after each ReLU or LeakyReLU."""
+    node = config("cnn11", "none").model
+    node.activation = activation
+    net = build(node, "model")(num_classes=10)
+    activations, before = record(net), record(net, pre=True)
+    net(images("cnn11"))
+    assert [sum(part[0].numel() for part in parts) for parts in (activations, before)] == [350_460, 350_460]
+    assert sum(part.shape[1] for part in activations) == 2_544 and len(activations) == 10
+    scalars = [parameter for parameter in net.parameters() if parameter.dim() == 0]
+    assert len(scalars) == (0 if activation == "elu" else 10) and not any(scalars)
+    with torch.no_grad():
+        for place, scalar in enumerate(scalars, 1):
+            scalar.fill_(-place / 100)
+    activations.clear(), before.clear()
+    net(images("cnn11"))
+    functions = {"relu": torch.relu, "leaky_relu": lambda z: torch.where(z > 0, z, 0.1 * z), "elu": nn.functional.elu}
+    for place, (z, h) in enumerate(zip(before, activations, strict=True), 1):
+        shift = 0 if activation == "elu" else -place / 100
+        torch.testing.assert_close(h, functions[activation](z) + shift)
+
+
+def test_cnn11_s_order_of_layers() -> None:
+    """Pooling and dropout come after the tap; the 2x2 convolutions see one more row and column, at the bottom and at the right."""
+    features = make("cnn11", "bn").features
+    kinds = " ".join(type(module).__name__ for module in features if not isinstance(module, Tap))
+    block, pooled = "Conv2d BatchNorm ELU", "Conv2d BatchNorm ELU MaxPool2d"
+    four = [f"ZeroPad2d {pooled} Dropout {block}"] * 3
+    wanted = [f"{pooled} {block}", f"{pooled} Dropout {block}", *four, "Dropout AdaptiveAvgPool2d Flatten"]
+    assert kinds == " ".join(wanted)
+    assert [module.p for module in features if isinstance(module, nn.Dropout)] == [0.1, 0.2, 0.3, 0.4, 0.5]
+    convolutions = [module for module in features if isinstance(module, nn.Conv2d)]
+    assert [one.kernel_size[0] for one in convolutions] == [5, 1, 3, 1, 2, 1, 2, 1, 2, 1]
+    assert not any(one.bias.any() for one in convolutions if one.bias is not None)
+    x = torch.zeros(1, 240, 8, 8)
+    x[..., -1, -1] = 1.0
+    last = convolutions[4]
+    out = last(next(module for module in features if isinstance(module, nn.ZeroPad2d))(x))
+    torch.testing.assert_close(out[0, :, -1, -1], last.weight[:, :, 0, 0].sum(1))  # its window's first pixel; the others lie outside
+    assert not out[0, :, :-2].any()
+
+
+def test_cnn11_for_tiny_imagenet() -> None:
+    node = config("cnn11", "none").model
+    node.width = 2
+    net = build(node, "model")(num_classes=200)
+    activations = record(net)
+    assert net(torch.randn(2, 3, 64, 64)).shape == (2, 200)
+    assert sum(part[0].numel() for part in activations) == 2_803_680
+    assert [part.shape[1] for part in activations] == [384, 384, 480, 480, 520, 520, 560, 560, 600, 600]
+    h = activations[-1]
+    torch.testing.assert_close(net.eval().features(torch.zeros(2, 3, 64, 64)).shape, torch.Size([2, 600]))
+    assert h.shape[2:] == (2, 2)
+
+
+@pytest.mark.parametrize(("model", "blocks"), [("resnet56", 27), ("resnet110", 54)])
+def test_fixup_starts_as_its_paper_says(model: str, blocks: int) -> None:
+    net = make(model, "none")
+    assert sum(p.dim() == 0 for p in net.parameters()) == 5 * blocks + 2
+    found = [module for module in net.modules() if isinstance(module, FixupBlock)]
+    assert len(found) == blocks and not net.classifier.weight.any()
+    for block in found:
+        assert not block.conv2.weight.any() and block.scale == 1
+    for width in (16, 32, 64):
+        first = torch.cat(
+            [block.conv1.weight.flatten() for block in found if block.conv1.out_channels == width and block.subsample is None]
+        )
+        assert first.std().item() == pytest.approx((2 / (9 * width)) ** 0.5 / blocks**0.5, rel=0.02)
+    x = torch.randn(2, 16, 8, 8)
+    torch.testing.assert_close(found[0](x), x.relu(), rtol=0, atol=0)  # a zero residual
+    stage = next(block for block in found if block.subsample is not None)
+    out = stage(x)
+    assert torch.equal(out[:, :16], x[:, :, ::2, ::2].relu()) and not out[:, 16:].any()
+
+
+def test_fixup_block_by_hand() -> None:
+    block = next(
+        module for module in stirred("resnet56", "none").modules() if isinstance(module, FixupBlock) and module.subsample is not None
+    )
+    b1a, b1b, b2a, scale, b2b = block.enter[0].bias, block.middle[0].bias, block.middle[4].bias, block.scale, block.leave.bias
+    assert len({float(value.detach()) for value in (b1a, b1b, b2a, scale, b2b)}) == 5
+    x = torch.randn(2, 16, 8, 8)
+    u = nn.functional.conv2d(x + b1a, block.conv1.weight, stride=2, padding=1) + b1b
+    v = nn.functional.conv2d(u.relu() + b2a, block.conv2.weight, padding=1) * scale + b2b
+    short = torch.cat([(x + b1a)[:, :, ::2, ::2], torch.zeros(2, 16, 4, 4)], 1)
+    torch.testing.assert_close(block(x), (v + short).relu())
+
+
+@pytest.mark.parametrize(("model", "count"), [("resnet56", 55), ("resnet110", 109)])
+@pytest.mark.parametrize("norm", ["none", "bn"])
+@pytest.mark.parametrize("tap", ["input", "post_act"])
+def test_taps_of_the_narrow_resnets(model: str, count: int, norm: str, tap: str) -> None:
+    node = config(model, norm).model
+    node.tap = tap
+    net = build(node, "model")(num_classes=10)
+    taps = [module for module in net.modules() if isinstance(module, Tap)]
+    assert [sum(one.pre == pre for one in taps) for pre in (False, True)] == [count, count]
+    inputs: list[Tensor] = []
+    for convolution in [module for module in net.modules() if isinstance(module, nn.Conv2d)][1:]:
+        convolution.register_forward_hook(lambda module, args, out: inputs.append(args[0]))
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith("bias"):
+                parameter += 0.1
+    activations = record(net)
+    net(images(model))
+    assert len(inputs) == count - 1
+    same = all(torch.equal(one, other) for one, other in zip(inputs, activations, strict=False))
+    assert same == (tap == "input" or norm == "bn")
+    assert sum(part[0].numel() for part in activations) == {55: 532_480, 109: 1_048_576}[count]
+
+
+def test_narrow_resnets_with_norm_layers_start_as_he_s() -> None:
+    net = make("resnet56", "bn")
+    for width in (16, 32, 64):
+        weights = torch.cat(
+            [m.weight.flatten() for m in net.modules() if isinstance(m, nn.Conv2d) and m.in_channels == m.out_channels == width]
+        )
+        assert weights.std().item() == pytest.approx((2 / (9 * width)) ** 0.5, rel=0.02)
+    shortcut = next(module for module in net.modules() if isinstance(module, Subsample))
+    x = torch.randn(2, 16, 6, 6)
+    torch.testing.assert_close(shortcut(x), torch.cat([x[:, :, ::2, ::2], torch.zeros(2, 16, 3, 3)], 1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "norm", "option", "message"),
+    [
+        ("resnet56", "bn", "init=fixup", "init: fixup goes without norm layers, choose norm=none"),
+        ("resnet56", "bn", "init=xavier", "init: 'xavier' is not known; allowed: fixup, he"),
+        ("resnet110", "none", "tap=all", "tap: 'all' is not known; allowed: input, post_act"),
+        ("cnn11", "none", "activation=gelu", "activation: 'gelu' is not known; allowed: relu, leaky_relu, elu"),
+        ("cnn11", "none", "init=fixup", "init: 'fixup' is not known; allowed: default, he"),
+    ],
+)
+def test_refused_options(model: str, norm: str, option: str, message: str) -> None:
+    node = config(model, norm).model
+    key, value = option.split("=")
+    node[key] = value
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build(node, "model")(num_classes=10)
 
 
 # Norm layers

@@ -23,9 +23,8 @@ from torch import Tensor
 from data.bundle import Batch
 from experiments.cli import CONF
 from experiments.config import check, options
-from experiments.optim import constant, steps
 from experiments.train import make_trainer
-from experiments.trainer import Diverged, Trainer, evaluation_steps, generator
+from experiments.trainer import Diverged, Trainer, generator
 from regularizers.base import Pass
 
 SMALL = ["dataset=digits", "model=net2c", "norm=bn", "epochs=2", "batch_size=20", "profile.train=100", "profile.test=60"]
@@ -324,64 +323,13 @@ def test_evaluation_leaves_no_trace(method: str) -> None:
     assert all(module.training for module in made.net.modules()) and not made.activations
 
 
-def test_evaluation_steps_without_every() -> None:
-    for dense in (0, 10):
-        assert list(evaluation_steps(3, 7, None, dense)) == [7, 14, 21]
-
-
-def test_evaluation_steps_of_the_protocol() -> None:
-    found = list(evaluation_steps(50, 400, 50, 10))
-    ends = [400 * epoch for epoch in range(1, 51)]
-    last = [19_550, 19_600, 19_650, 19_700, 19_750, 19_800, 19_850, 19_900, 19_950, 20_000]
-    assert found[-10:] == last  # every 50 steps: 8 points in the last epoch, 2 in the one before
-    assert found == sorted({*ends, *last}) and len(found) == 58
-
-
-def test_evaluation_steps_by_hand() -> None:
-    # 34 steps, every 5: six points and the end of the epoch
-    assert list(evaluation_steps(2, 34, 5, 10)) == [25, 30, 34, 39, 44, 49, 54, 59, 64, 68]
-    assert list(evaluation_steps(2, 34, 5, 0)) == [34, 68]
-    assert list(evaluation_steps(2, 34, 5, 3)) == [34, 59, 64, 68]
-    assert list(evaluation_steps(2, 4, 2, 99)) == [2, 4, 6, 8]
-    assert list(evaluation_steps(2, 3, 50, 10)) == [3, 6]
-
-
 def test_rows_stand_where_the_evaluations_are() -> None:
     made = train("evaluate.every=2", "evaluate.dense=3")
     assert [(row["step"], row["epoch"]) for row in made.rows] == [(5, 1.0), (7, pytest.approx(1.4)), (9, pytest.approx(1.8)), (10, 2.0)]
     assert [row["step"] for row in train("evaluate.every=2", "evaluate.dense=0").rows] == [5, 10]
 
 
-# The schedule
-
-
-def rates(*overrides: str) -> list[float]:
-    """The learning rate of every step, one step an epoch."""
-    made, found = trainer("profile.train=20", "profile.test=10", "profile.steps=1", *overrides), []
-    watch(made, lambda batch, second: found.append(float(made.optimizer.param_groups[0]["lr"])))
-    while made.epoch < made.epochs:
-        made.train_epoch()
-    assert [row["lr"] for row in made.rows] == pytest.approx(found)
-    return found
-
-
-PROTOCOL = ["epochs=50", "optim.lr=0.01", "schedule.at=[20,40]", "schedule.factor=0.2"]
-
-
-def test_learning_rate_of_the_printed_protocol() -> None:
-    assert rates(*PROTOCOL) == pytest.approx([0.01] * 20 + [0.002] * 20 + [0.0004] * 10)
-
-
-@pytest.mark.parametrize(("factor", "epochs"), [(0.1, (2, 2, 1)), (0.2, (4, 4, 2)), (0.5, (10, 10, 5)), (0, (1, 0, 0))])
-def test_milestones_move_with_the_profile(factor: float, epochs: tuple[int, int, int]) -> None:
-    wanted = [lr for lr, count in zip((0.01, 0.002, 0.0004), epochs, strict=True) for _ in range(count)]
-    assert rates(*PROTOCOL, f"profile.epochs={factor}") == pytest.approx(wanted)
-
-
-def test_constant_schedule() -> None:
-    assert rates("schedule=constant", "epochs=3", "optim.lr=0.03") == pytest.approx([0.03] * 3)
-    assert constant(17, []) == 1
-    assert [steps(epoch, [], [8, 16], 0.5) for epoch in (0, 7.99, 8, 15.9, 16, 99)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+# The protocols
 
 
 @pytest.mark.parametrize("name", ["itdm_grey_j", "itdm_grey_c"])
@@ -402,6 +350,25 @@ def test_colour_experiments_differ_in_the_learning_rate_alone(name: str, lr: flo
     assert (cfg.epochs, cfg.batch_size, cfg.balanced, cfg.precision) == (150, 150, True, "fp32")
     assert (cfg.optim.momentum, cfg.optim.weight_decay, cfg.dataset.padding, cfg.dataset.flip) == (0.5, 0, 4, True)
     assert (list(cfg.schedule["at"]), cfg.schedule.factor, cfg.evaluate.every, cfg.evaluate.dense) == ([50, 100], 0.1, 50, 10)
+
+
+def test_per_s_protocols() -> None:
+    found = {}
+    for name in ("per_cnn11", "per_fixup", "per_resnet_bn"):
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra.compose("config", [f"experiment={name}"])
+        check(cfg)
+        lr = [cfg.optim[key] for key in ("lr", "bias_lr", "momentum", "nesterov", "weight_decay", "bias_decay", "clip", "clip_each")]
+        schedule = [list(cfg.schedule["at"]), cfg.schedule.factor, cfg.schedule.by]
+        found[name] = [cfg.epochs, cfg.iterations, cfg.batch_size, cfg.drop_last, cfg.balanced, cfg.precision, lr, schedule]
+        assert (cfg.dataset.padding, cfg.dataset.flip, cfg.evaluate.every) == (4, True, None)
+        assert cfg.dataset.standardise == ("pixels" if name == "per_cnn11" else "channels")
+    first = [0.05, 0.1, 0.9, True, 1e-4, False, 1, True]
+    assert found["per_cnn11"] == [200, None, 250, True, False, "fp32", first, [[60, 100, 140], [0.2, 0.1, 0.1], "epoch"]]
+    fixup = [0.1, 0.1, 0.9, False, 1e-4, True, None, False]
+    assert found["per_fixup"] == [200, None, 128, False, False, "fp32", fixup, [[100, 150], 0.1, "epoch"]]
+    he = [0.1, 1, 0.9, False, 1e-4, True, None, False]
+    assert found["per_resnet_bn"][1:] == [64_000, 128, False, False, "fp32", he, [[32_000, 48_000], 0.1, "iteration"]]
 
 
 # Divergence

@@ -1,0 +1,42 @@
+"""VCL: the variance of each unit is to be the same in two small samples (Littwin & Wolf 2018; PER, section 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from regularizers.base import Pass, Regularizer
+
+LEAST_BETA = 1e-3  # the loss explodes where beta reaches 0
+
+
+class VCL(Regularizer):
+    """weight * the sum over layers of mean_j (1 - var_A,j / (var_B,j + beta_j))^2, on the activations before their non-linearity.
+
+    A and B are the first and the next `samples` samples of the batch; variances are unbiased. One learned beta for each unit j,
+    location and channel alike, decays as weights do (the group's published code). A batch with less than four samples has no penalty.
+    """
+
+    preactivations = True
+
+    def __init__(self, weight: float, samples: int = 5, beta: float = 1.0) -> None:
+        super().__init__(weight)
+        if samples < 2 or beta <= 0:
+            raise ValueError(f"samples: {samples}, beta: {beta} are not allowed; at least 2 samples, beta above 0")
+        self.samples, self.initial = samples, beta
+        self.beta = nn.ParameterList()
+
+    def setup(self, example: Pass) -> None:
+        self.beta.extend(torch.full_like(z[0], self.initial, dtype=torch.float32) for z in example.preactivations)
+
+    def penalty(self, out: Pass, other: Pass | None) -> Tensor | None:
+        n = min(self.samples, len(out.batch.x) // 2)
+        if n < 2:
+            return None
+        layers = [vcl(z[:n].float(), z[n : 2 * n].float(), beta) for z, beta in zip(out.preactivations, self.beta, strict=True)]
+        return self.weight * torch.stack(layers).sum()
+
+
+def vcl(a: Tensor, b: Tensor, beta: Tensor) -> Tensor:
+    """The loss of one layer: samples a, b [n, units...], beta [units...] -> scalar."""
+    return (1 - a.var(0) / (b.var(0) + beta.clamp(min=LEAST_BETA))).square().mean()

@@ -7,6 +7,7 @@ usage() {
   cat <<TEXT
 ./reproduce.sh                         the demonstration: a small table and its figure, minutes on a CPU, nothing to download
 ./reproduce.sh TABLE... [KEY=VALUE]    one or more tables of the papers (or figures, by name)
+./reproduce.sh figure NAME...          figures, where tables have the same names
 ./reproduce.sh KEY=VALUE...            the demonstration with other settings, such as profile=smoke
 ./reproduce.sh test [ARGUMENTS]        all tests with coverage, or pytest with your arguments
 ./reproduce.sh setup                   only install the locked packages into .venv; the others do so if needed
@@ -126,13 +127,14 @@ case ${1:-} in
     [ $# -gt 0 ] || set -- -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
     exec .venv/bin/python -m pytest "$@" ;;
 esac
-jobs=() overrides=()
+jobs=() overrides=() kinds='table figure'
 for word; do
   case $word in
     -h | --help) usage; exit ;;
     [-+~]* | *=*) overrides+=("$word") ;;
+    table | figure) kinds=$word ;;
     '' | *[!A-Za-z0-9_-]*) unknown "$word" ;;
-    *) for kind in table figure none; do [ ! -f "conf/$kind/$word.yaml" ] || break; done
+    *) for kind in $kinds none; do [ ! -f "conf/$kind/$word.yaml" ] || break; done
       [ "$kind" != none ] || unknown "$word"
       jobs+=("$kind $word") ;;
   esac

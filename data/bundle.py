@@ -25,16 +25,16 @@ class Batch:
     per_class: int | None = None
 
 
-Augment = Callable[[Tensor, Generator], Tensor]  # (training samples [n], generator) -> raw images [n, C, H, W], each changed at random
+Augment = Callable[[Tensor, Generator], Tensor]  # (training samples [n], generator) -> their images [n, C, H, W], each changed at random
 
 
 @dataclass(frozen=True)
 class Bundle:
     """A data set, ready to train on.
 
-    splits: "train", "test", and "valid" where the paper has one: (uint8 images [N, C, H, W], labels [N]), on the device.
+    splits: "train", "test", and "valid" if images are held out of training: (uint8 images [N, C, H, W], labels [N]), on the device.
     prepare: uint8 images -> normalised float images, a batch at a time.
-    augment: gives the raw images of a training batch, changed at random; None: they are taken as they are.
+    augment: gives the images of a training batch, changed at random and normalised; None: they are prepared as they are.
     variant: what the data really is ("official archive", "JPEG-recompressed parquet", ...); printed beside every number made with it.
     """
 
@@ -69,9 +69,9 @@ class Bundle:
     def take(self, chosen: Tensor, rng: Generator, balanced: bool = False) -> Batch:
         """The training samples `chosen` [n], a part of an `order`, augmented and normalised; nothing here makes the host wait."""
         x, y = self.splits["train"]
-        raw = x[chosen] if self.augment is None else self.augment(chosen, rng)
+        image = self.prepare(x[chosen]) if self.augment is None else self.augment(chosen, rng)
         label = y[chosen]
-        return Batch(self.prepare(raw), label, label, -(-len(chosen) // self.num_classes) if balanced else None)
+        return Batch(image, label, label, -(-len(chosen) // self.num_classes) if balanced else None)
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """One pass over a split in its own order, without augmentation, for evaluation."""

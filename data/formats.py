@@ -129,13 +129,18 @@ def read_embedded(name: str, shape: Shape, num_classes: int) -> Raw:
     return Raw(splits, f"embedded digits in place of {name}")
 
 
-def in_turn(labels: Tensor) -> Tensor:
-    """The samples as indices [N], classes in turn, each class in its own order: the first n are as balanced as they can be."""
+def turns(labels: Tensor) -> Tensor:
+    """How many samples of its class come before each sample, [N]."""
     by_class = torch.argsort(labels, stable=True)
     counts = torch.bincount(labels)
     rank = torch.empty_like(by_class)
     rank[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return torch.argsort(rank * len(counts) + labels)
+    return rank
+
+
+def in_turn(labels: Tensor) -> Tensor:
+    """The samples as indices [N], classes in turn, each class in its own order: the first n are as balanced as they can be."""
+    return torch.argsort(turns(labels) * (int(labels.max()) + 1) + labels)
 
 
 # Encoded images, in parquet files and in folders.

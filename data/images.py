@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from data import tiny_imagenet as tiny
 from data.archives import Archive, idx, svhn_files, tarball
-from data.augment import crop_flip
+from data.augment import crop_flip, prepared
 from data.bundle import Bundle
-from data.formats import DataError, Raw, Shape, in_turn
+from data.formats import DataError, Raw, Shape
 from data.sources import load
+from data.standardise import multiply_add, normalise, position_maps
+from data.subsets import first, held_out
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,19 @@ class Images:
         padding: int = 0,
         flip: bool = False,
         test_augment: bool = False,
+        standardise: str = "channels",
+        valid: float = 0,
     ) -> Bundle:
         """The data set on the device.
 
         data_dir, download, source, size (pixels; None: as published): see `data.sources.load`.
         train, test: class-balanced subsets of so many images, the same ones for every seed; None: all.
-        padding, flip: training images are cropped at random after black padding of so many pixels, and mirrored half of the time.
+        padding, flip: training images are cropped at random after padding of so many pixels, and mirrored half of the time.
         test_augment: the test images are augmented too, once for all, as the ITDM authors' code does with STL10's.
+        standardise: "channels", by `mean` and `std`, after black padding; or "pixels", each position by its own mean and deviation over
+            the training images, before padding with 0, which is then the mean (VCL's published code, as PER uses it).
+        valid: the part of the training images that is held out as the split "valid", the same ones for every seed; each class gives its
+            last ones, in proportion.
         Raises DataError, one line, if the data is missing or unreadable, or an option is not allowed.
         """
         if size is not None and size < 1:
@@ -60,60 +68,63 @@ class Images:
         _check_padding(padding, size or self.shape[1])
         if test_augment and not (padding or flip):
             raise DataError("dataset.test_augment=true: there is nothing to augment with, set dataset.padding or dataset.flip")
+        if standardise not in ("channels", "pixels"):
+            raise DataError(f"dataset.standardise={standardise}: choose channels or pixels")
+        if test_augment and standardise == "pixels":
+            raise DataError("dataset.test_augment=true: raw images are augmented, so choose dataset.standardise=channels, not pixels")
         raw = load(self.name, self.shape, self.num_classes, data_dir, self.archive, source, download, size)
         variant = raw.variant
         if variant.startswith(("parquet", "image folder")):  # such copies are not always the original pixels: name what they are of
             variant = f"{self.title} as {variant}"
         if size not in (None, self.shape[1]):
             variant += f", at {size}x{size}"
-        return self.bundle(Raw(raw.splits, variant), {"train": train, "test": test}, device, padding, flip, test_augment)
+        limits = {"train": train, "test": test}
+        return self.bundle(Raw(raw.splits, variant), limits, device, padding, flip, test_augment, standardise, valid)
 
     def bundle(
-        self, raw: Raw, limits: dict[str, int | None], device: str, padding: int = 0, flip: bool = False, test_augment: bool = False
+        self,
+        raw: Raw,
+        limits: dict[str, int | None],
+        device: str,
+        padding: int = 0,
+        flip: bool = False,
+        test_augment: bool = False,
+        standardise: str = "channels",
+        valid: float = 0,
     ) -> Bundle:
         """The raw data on the device, cut to class-balanced subsets; the variant names every number of images but the official one."""
-        splits, variant = {}, raw.variant
+        splits, variant = dict(raw.splits), raw.variant
         for split, (images, labels) in raw.splits.items():
             official = self.sizes.get(split, len(labels))
             if (count := limits.get(split)) is not None:
-                chosen = _first(split, labels, count, self.num_classes)
+                chosen = first(split, labels, count, self.num_classes)
                 images, labels = images[chosen], labels[chosen]
+            if split == "train" and valid != 0:
+                rest, held = held_out(labels, valid, self.num_classes)
+                splits["valid"] = images[held], labels[held]
+                images, labels = images[rest], labels[rest]
             if len(labels) != official:
                 variant += f", {len(labels):,} {'training' if split == 'train' else split} images"
+            if split == "train" and "valid" in splits:
+                variant += f", {len(splits['valid'][1]):,} held out"
             if split == "test" and test_augment:
                 # On the CPU: the same images for every device.
                 images = crop_flip(images, padding, flip)(torch.arange(len(images)), Generator().manual_seed(0))
                 variant += ", test images augmented"
-            splits[split] = images.to(device).contiguous(memory_format=torch.channels_last), labels.to(device)
-        augment = crop_flip(splits["train"][0], padding, flip) if padding or flip else None
-        return Bundle(splits, self.num_classes, normalise(self.mean, self.std, images.shape[3], device), variant, augment)
+            splits[split] = images, labels
+        splits = {split: (x.to(device).contiguous(memory_format=torch.channels_last), y.to(device)) for split, (x, y) in splits.items()}
+        images = splits["train"][0]
+        maps = position_maps(images) if standardise == "pixels" else None
+        prepare = multiply_add(*maps) if maps else normalise(self.mean, self.std, images.shape[3], device)
+        augment = crop_flip(images, padding, flip, maps) if padding or flip else None
+        if augment is not None and maps is None:
+            augment = prepared(augment, prepare)
+        return Bundle(splits, self.num_classes, prepare, variant, augment)
 
 
 def _check_padding(padding: int, size: int) -> None:
     if not 0 <= padding <= size:
         raise DataError(f"dataset.padding={padding}: choose 0 to {size} pixels")
-
-
-def _first(split: str, labels: Tensor, count: int, num_classes: int) -> Tensor:
-    """The first `count` samples in file order, classes in turn, as indices; enough for class-balanced batches to have every class."""
-    if not num_classes <= count <= len(labels):
-        raise DataError(f"dataset.{split}={count}: choose {num_classes} (one per class) to {len(labels):,} images")
-    return in_turn(labels)[:count]
-
-
-def normalise(mean: Sequence[float], std: Sequence[float], width: int, device: str) -> Callable[[Tensor], Tensor]:
-    """uint8 images [N, C, H, width] -> (image / 255 - mean) / std per channel, float32, channels_last."""
-    spread = torch.tensor(std, dtype=torch.float64)
-    scale = (1 / (255 * spread)).float().repeat(width).to(device)
-    shift = (-torch.tensor(mean, dtype=torch.float64) / spread).float().repeat(width).to(device)
-
-    def prepare(images: Tensor) -> Tensor:
-        # One multiply-add, which also turns bytes into floats, on rows of pixels: three times as fast as on three channels.
-        n, c, h, w = images.shape
-        rows = images.permute(0, 2, 3, 1).reshape(n, h, w * c)
-        return torch.addcmul(shift, rows, scale).view(n, h, w, c).permute(0, 3, 1, 2)
-
-    return prepare
 
 
 # Grey, 28x28, ten classes. Normalised by the training set's statistics, QMNIST as MNIST, Kuzushiji-MNIST by the ITDM authors' constants.
@@ -130,7 +141,7 @@ kmnist = Images("kmnist", "KMNIST", *_GREY, (0.1903,), (0.3475,), _60K_10K, idx(
 # pieces of clothing
 fmnist = Images("fmnist", "FMNIST", *_GREY, (0.2860,), (0.3530,), _60K_10K, idx("FashionMNIST"))
 
-_digits = Images("digits", "digits", *_GREY, (0.3041,), (0.3229,), {})
+_digits = Images("digits", "digits", *_GREY, (0.3041,), (0.3229,), {"train": 500})
 
 
 def digits(
@@ -142,11 +153,12 @@ def digits(
     test: int | None = None,
     padding: int = 0,
     flip: bool = False,
+    valid: float = 0,
 ) -> Bundle:
     """scikit-learn's 1,797 real handwritten digits, 8x8, shown at 1x28x28 (bilinear); 10 classes; nothing to download.
 
     train: class-balanced training images, 500 by default; the same ones for every seed; all others (1,297) are the test images.
-    Normalised by mean and standard deviation of the 500 training images. The other options are those of `Images`.
+    valid: held out of the training images. Normalised by mean and standard deviation of the 500. The other options are those of `Images`.
     """
     if source not in ("auto", "embedded"):
         raise DataError(f"dataset.source={source}: digits come with scikit-learn, choose auto or embedded")
@@ -157,8 +169,7 @@ def digits(
     if not 10 <= cut < len(both[1]):
         raise DataError(f"dataset.train={cut}: choose 10 (one per class) to {len(both[1]) - 1:,} images; the others are for tests")
     splits = {"train": (both[0][:cut], both[1][:cut]), "test": (both[0][cut:], both[1][cut:])}
-    variant = "scikit-learn digits" + (f", {cut:,} training images" if cut != 500 else "")
-    return _digits.bundle(Raw(splits, variant), {"test": test}, device, padding, flip)
+    return _digits.bundle(Raw(splits, "scikit-learn digits"), {"test": test}, device, padding, flip, valid=valid)
 
 
 # Colour. Normalised by the constants that the papers' and their baselines' published code uses.

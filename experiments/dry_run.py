@@ -21,6 +21,7 @@ def describe(cfg: DictConfig) -> str:
     extra = sum(p.numel() for method in trainer.regularizers.values() for p in method.parameters())
     layer = type(build(cfg.norm, "norm")(8))
     norms = 0 if layer is nn.Identity else sum(type(module) is layer for module in modules)
+    steps = trainer.length
     samples = ", ".join(f"{len(y):,} {split}" for split, (_, y) in trainer.bundle.splits.items())
     cost = plan.stored(Path(cfg.runtime.runs)).get(plan.kind(cfg)) or plan.measure(cfg)
     lines = {
@@ -31,7 +32,7 @@ def describe(cfg: DictConfig) -> str:
         "taps": sum(isinstance(module, Tap) and not module.pre for module in modules),
         "norm layers": f"{norms}" + (f" ({layer.__name__})" if norms else ""),
         "methods": ", ".join(trainer.regularizers) or "none",
-        "batches": f"{trainer.steps_per_epoch:,} steps of {cfg.batch_size} an epoch, {trainer.epochs} epochs, {trainer.length.steps:,} steps",
+        "batches": f"{steps.steps_per_epoch:,} steps of {cfg.batch_size} an epoch, {steps.epochs} epochs, {steps.steps:,} steps",
         "evaluations": len(trainer.evaluations),
         "device": f"{trainer.device}, precision {cfg.precision}",
         "time": f"{(cost.epoch * trainer.epochs + cost.extra) / 60:.1f} minutes (from {cost.source})",

@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import store
 from experiments.config import ConfigError, resolve
 from experiments.launch import compose
+from experiments.length import Length
+from experiments.pick import due
 from experiments.spec import Table
 from experiments.train import make_trainer
 
@@ -31,20 +33,25 @@ LEAST_STEPS, MOST_STEPS, ENOUGH_SECONDS = 4, 20, 3.0  # how many steps are timed
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of one epoch, and where the figure comes from. A run with dense evaluations at its end takes `extra` seconds more."""
+    """Seconds of one epoch of so many `steps`, and where the figure comes from.
+
+    A run with dense evaluations at its end takes `extra` seconds more.
+    """
 
     epoch: float
+    steps: float
     extra: float
     source: str
 
 
 def kind(cfg: DictConfig) -> str:
     """What decides the cost of an epoch: two runs of one kind differ in seed, length, weights and learning rates only."""
-    keys = ("dataset", "model", "norm", "batch_size", "balanced", "precision", "channels_last", "compile", "step", "deterministic")
+    keys = "dataset model norm probe batch_size drop_last balanced precision channels_last compile step deterministic".split()
     values = {key: cfg.get(key) for key in keys}  # a stored run of older code lacks some
     parts = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()}
     profile = {key: cfg.profile[key] for key in ("train", "test", "steps", "embedded")}
-    methods = [name for name, node in cfg.method.items() if node.get("weight", 1) != 0]
+    active = {name: node for name, node in cfg.method.items() if node.get("weight", 1) != 0}
+    methods = [[name, OmegaConf.to_container(OmegaConf.masked_copy(node, [*{*node} - {"weight"}]))] for name, node in active.items()]
     return json.dumps([parts, profile, methods, cfg.evaluate.every is None], sort_keys=True)
 
 
@@ -55,8 +62,8 @@ def stored(root: Path) -> dict[str, Estimate]:
         result = store.Run(path.parent).result()
         if result is None or "diverged" in result or not (path.parent / "config.yaml").exists():
             continue
-        seconds = result["seconds"] / result["epochs"]
-        found[kind(OmegaConf.load(path.parent / "config.yaml"))] = Estimate(seconds, 0, f"a stored run, {result['device']}")  # type: ignore[arg-type]
+        epoch, steps = (result[key] / result["epochs"] for key in ("seconds", "steps"))
+        found[kind(OmegaConf.load(path.parent / "config.yaml"))] = Estimate(epoch, steps, 0, f"a stored run, {result['device']}")  # type: ignore[arg-type]
     return found
 
 
@@ -80,8 +87,8 @@ def measure(cfg: DictConfig) -> Estimate:
     bundle, steps = trainer.bundle, trainer.steps_per_epoch
     test = len(bundle.splits["test"][1])
     if sizes is not None:
-        full = -(-sizes["train"] // cfg.batch_size)
-        steps, test = min(full, cfg.profile.steps or full), sizes["test"]
+        samples = round(sizes["train"] * (1 - cfg.dataset.get("valid", 0)))
+        steps, test = Length(cfg, samples).steps_per_epoch, sizes["test"]
 
     times: list[float] = []
     for samples in itertools.chain.from_iterable(trainer.samples() for _ in itertools.count()):
@@ -95,7 +102,7 @@ def measure(cfg: DictConfig) -> Estimate:
     evaluation = _seconds(trainer, lambda: trainer.evaluate("test")) * test / len(y)
     saving = _seconds(trainer, lambda: torch.save(trainer.state(), io.BytesIO())) / cfg.runtime.checkpoint_every
     dense = len(trainer.evaluations) - trainer.epochs
-    return Estimate(steps * step + evaluation + saving, dense * evaluation, source)
+    return Estimate(steps * step + evaluation + saving, steps, dense * evaluation, source)
 
 
 def _seconds(trainer: Trainer, work: Callable[[], object]) -> float:
@@ -106,14 +113,23 @@ def _seconds(trainer: Trainer, work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def epochs(cfg: DictConfig) -> int:
+def epochs(cfg: DictConfig, steps: float) -> float:
+    """How many epochs, each of so many steps, the run has."""
+    if cfg.iterations is not None:
+        return max(1, cfg.iterations * cfg.profile.epochs / steps)
     return max(1, round(cfg.epochs * cfg.profile.epochs))
 
 
-def plan(table: Table, wanted: pd.DataFrame, cfg: DictConfig) -> str:
-    """For each row: its runs, what state they are in, and the hours that are missing, as Markdown."""
+def plan(table: Table, asked: pd.DataFrame, cfg: DictConfig) -> str:
+    """For each row: its runs, what state they are in, and the hours that are missing, as Markdown.
+
+    Of a row with `select` its trials count, and the runs of what they pick; those of its first choice while that is not known.
+    """
     known = stored(Path(cfg.runtime.runs))
-    found = store.find(Path(cfg.runtime.runs), wanted["id"])
+    found = store.find(Path(cfg.runtime.runs), asked["id"])
+    sure, _ = due(table, asked, found)
+    wanted = pd.concat(due(table, asked, found, guess=True)[::-1])  # trials first, as they are trained
+    guessed = wanted[~wanted["trial"] & ~wanted.index.isin(sure.index)]
     states = {identity: run.state for identity, run in found.items()}
     lines, total, sources = [], 0.0, {}
     counted: set[str] = set()
@@ -129,9 +145,9 @@ def plan(table: Table, wanted: pd.DataFrame, cfg: DictConfig) -> str:
                 try:
                     known[key] = measure(one)
                 except ConfigError as error:
-                    known[key] = Estimate(math.nan, 0, str(error))
+                    known[key] = Estimate(math.nan, math.nan, 0, str(error))
             sources[known[key].source] = math.isnan(known[key].epoch)
-            hours += (known[key].epoch * epochs(one) + known[key].extra) / 3600
+            hours += (known[key].epoch * epochs(one, known[key].steps) + known[key].extra) / 3600
         count = mine["state"].value_counts()
         line = {"": row.label, "runs": len(mine), "shared": int(mine["shared"].sum())}
         line |= {state: int(count.get(state, 0)) for state in ("done", "running", "resumable", "failed", "diverged", "missing")}
@@ -145,5 +161,6 @@ def plan(table: Table, wanted: pd.DataFrame, cfg: DictConfig) -> str:
         + (f"; estimated from {'; '.join(basis)}" if basis else ""),
         *(f"unknown: {source}" for source in unknown),
         "shared: runs that an earlier row has too",
+        *([f"λ is not picked yet, its first value stands in: {', '.join(guessed['row'].unique())}"] if len(guessed) else []),
     ]
     return "\n".join([f"## {table.title}: the plan", "", text, "", *(f"- {note}" for note in notes)])

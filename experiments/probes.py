@@ -41,8 +41,8 @@ class Activations:
                 if not 1 <= layer <= len(out.activations):
                     raise ConfigError(f"probe.layers: {layer} is not allowed; the network has layers 1 to {len(out.activations)}")
                 h, z = (tap[layer - 1].float().flatten(1) for tap in (out.activations, out.preactivations))
-                unit = int(torch.randint(h.shape[1], (), generator=generator(0, f"unit {layer}", "cpu")))
-                parts[layer].append((h[:, unit], z[:, unit], h @ self.onto(layer, h).T, h.square().mean(1)))
+                place = int(torch.randint(h.shape[1], (), generator=generator(0, f"unit {layer}", "cpu")))
+                parts[layer].append((h[:, place], z[:, place], h @ self.onto(layer, h).T, h.square().mean(1)))
         trainer.net.train()
 
         row: Row = {}

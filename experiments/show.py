@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,21 @@ LEGEND = "n/N seeds where some are missing, div. diverged, - not run"
 MARKS = "beside the paper's number the gap, = within its ± (or 2 std of ours), ≠ outside"
 
 
-def show(table: Table, wanted: pd.DataFrame, found: dict[str, store.Run], cells: pd.DataFrame, verdicts: list[Verdict], out: Path) -> str:
-    """The table as Markdown, which is also what the console shows. Writes `out`.md, .tex and .csv, each whole or not at all."""
+def show(
+    table: Table,
+    wanted: pd.DataFrame,
+    found: dict[str, store.Run],
+    cells: pd.DataFrame,
+    verdicts: list[Verdict],
+    out: Path,
+    facts: Sequence[str] = (),
+) -> str:
+    """The table as Markdown, which is also what the console shows. Writes `out`.md, .tex and .csv, each whole or not at all.
+
+    facts: what is to be said besides about where the numbers come from.
+    """
     grid = wide(table, cells)
-    facts = [*reading(table, wanted), *provenance(wanted, found)]
+    facts = [*reading(table, wanted), *provenance(wanted, found), *facts]
     lines = [f"## {table.title}", "", grid.to_markdown(index=False, disable_numparse=True), ""]
     if verdicts:
         lines += ["Claims:", "", *(f"- **{each.verdict}**: {each.says} ({each.why})" for each in verdicts), ""]
@@ -30,6 +42,7 @@ def show(table: Table, wanted: pd.DataFrame, found: dict[str, store.Run], cells:
     tex = grid.style.hide(axis="index").format(lambda text: _latex(str(text)))
     tex = tex.format_index(lambda text: _latex(str(text)), axis="columns").to_latex(hrules=True, caption=_latex(table.title))
     tex += "".join(f"% {line}\n" for line in [*(f"{each.verdict}: {each.says}" for each in verdicts), *facts])
+    cells = cells if cells["quoted"].notna().any() else cells.drop(columns="quoted")
     csv = cells.assign(**{f"of_{key}": text for key, text in columns(wanted, found).items()}).to_csv(index=False)
     for ending, content in ((".md", text), (".tex", tex), (".csv", csv)):
         with store.written(out.with_name(out.name + ending)) as file:
@@ -38,25 +51,40 @@ def show(table: Table, wanted: pd.DataFrame, found: dict[str, store.Run], cells:
 
 
 def wide(table: Table, cells: pd.DataFrame) -> pd.DataFrame:
-    """One line per row and shown choice, one column per metric, and beside it the paper's, where it has any."""
+    """One line per row, or choice of a row without a pick; one column per metric, beside it the paper's and what that quotes, if any."""
     lines = []
-    for (row, _), group in cells.groupby(["row", "choice"], sort=False):
-        line = {"": f"{row} {_choice(group.iloc[0])}".strip()}
+    for (row, _), group in cells.groupby(["row", cells["choice"].where(cells["picked"] == "", "")], sort=False):
+        line = {"": f"{row} {_choice(table, group)}".strip()}
         for cell in group.to_dict("records"):
             digits = table.columns[cell["column"]].digits
-            papers = cells[cells["column"] == cell["column"]]["paper"].dropna()
+            mine = cells[cells["column"] == cell["column"]]
+            papers, quotes = mine["paper"].dropna(), mine["quoted"].dropna()
             line[cell["column"]] = _ours(cell, digits)
             if len(papers):
                 line[f"{cell['column']} paper"] = _paper(cell, digits, _decimals(papers))
+            if len(quotes):
+                line[f"{cell['column']} quoted"] = "" if math.isnan(cell["quoted"]) else f"{cell['quoted']:.{_decimals(quotes)}f}"
         lines.append(line)
     return pd.DataFrame(lines).fillna("")
 
 
-def _choice(cell: Any) -> str:
-    if not cell["picked"]:
-        return f"λ={cell['choice']}" if cell["choice"] else ""
-    paper = f", paper {cell['paper_choice']}" if cell["paper_choice"] != "" else ""
-    return f"(λ={cell['choice']}{paper})"
+def _choice(table: Table, cells: pd.DataFrame) -> str:
+    """Of a line's cells: its choice, or what was picked: once if that is the same everywhere, else for each set of columns."""
+    first = cells.iloc[0]
+    if not first["picked"]:
+        return f"λ={first['choice']}" if first["choice"] else ""
+    text = first["choice"]
+    if cells["choice"].nunique() > 1:
+        pairs = zip(cells["choice"], cells["column"], strict=True)  # columns with the same overrides hold the same runs
+        sets = _groups(((choice, *table.columns[name].overrides), name) for choice, name in pairs)
+        text = ", ".join(f"{choice} {_shared(names)}" for (choice, *_), names in sets)
+    paper = f", paper {first['paper_choice']}" if first["paper_choice"] != "" else ""
+    return f"(λ={text}{paper})"
+
+
+def _shared(names: list[str]) -> str:
+    """The words that all names have; else all names."""
+    return " ".join(word for word in names[0].split() if all(word in name.split() for name in names)) or " / ".join(names)
 
 
 def _ours(cell: dict[str, Any], digits: int) -> str:
@@ -87,14 +115,38 @@ def _paper(cell: dict[str, Any], digits: int, decimals: int) -> str:
 
 def reading(table: Table, wanted: pd.DataFrame) -> list[str]:
     """How a cell is to be read, in words."""
-    known = {"last": "the last evaluation", "last10": "the mean of a run's last ten evaluations"}
-    how = known.get(table.at, f"the evaluation with {table.at}")
     seeds = ", ".join(str(seed) for seed in sorted(wanted["seed"].unique()))
     spread = f"{table.over} ± std over the seeds {seeds}" if wanted["seed"].nunique() > 1 else f"seed {seeds}"
-    lines = [f"each number: {how}; {spread}; {LEGEND}"] + ([MARKS] if any(row.paper for row in table.rows) else [])
-    if any((row.pick or "").split(" ")[-1].startswith("test/") for row in table.rows):
-        lines.append("λ is picked on the test set, as the paper did: the picked numbers are optimistic")
+    lines = [f"each number: {_at(table.at)}; {spread}; {LEGEND}"] + ([MARKS] if any(row.paper for row in table.rows) else [])
+    if any(row.quoted for row in table.rows):
+        lines.append("quoted: a number that the paper cites from other work")
+    for at, names in _groups((column.at, name) for name, column in table.columns.items() if column.at not in (None, table.at)):
+        lines.append(f"{', '.join(names)}: instead, {_at(str(at))}")
+    picks = [(row, str(row.pick).partition(" ")[-1]) for row in table.rows if row.pick is not None]
+    ways = _groups(((metric if row.select or not metric.startswith("test/") else "", *row.select), row.label) for row, metric in picks)
+    for (metric, *select), names in ways:
+        of = f" of {', '.join(names)}" if len(ways) > 1 else ""
+        if not metric:
+            lines.append(f"λ{of} is picked on the test set, as the paper did: {'these' if of else 'the picked'} numbers are optimistic")
+            continue
+        how = f" of runs with {' '.join(select)}, then trained without {'them' if len(select) > 1 else 'it'}" if select else ""
+        test = ": on the test set, so these numbers are optimistic" if metric.startswith("test/") else ""
+        lines.append(f"λ{of} is picked by {metric}{how}{test}")
     return lines
+
+
+def _at(at: str) -> str:
+    known = {"last": "the last evaluation", "last10": "the mean of a run's last ten evaluations"}
+    optimistic = ", chosen on the test set and so optimistic" if at.partition(" ")[-1].startswith("test/") else ""
+    return known.get(at, f"the evaluation with {at}{optimistic}")
+
+
+def _groups(pairs: Iterable[tuple[Any, str]]) -> list[tuple[Any, list[str]]]:
+    """The names that share a key, in the order of the keys."""
+    found: dict[Any, list[str]] = {}
+    for key, name in pairs:
+        found.setdefault(key, []).append(name)
+    return list(found.items())
 
 
 def provenance(wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[str]:
@@ -110,7 +162,7 @@ def provenance(wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[str]:
     def each(key: str) -> str:
         return ", ".join(sorted({str(result.get(key)) for result in results}))
 
-    commits = sorted({f"{result['commit']}{' with changes' if result['dirty'] else ''}" for result in results})
+    commits = _commits(results)
     mixed = " (MIXED: the cells do not come from one state of the code)" if len(commits) > 1 else ""
     asked = wished("asked")
     return [
@@ -121,9 +173,27 @@ def provenance(wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[str]:
     ]
 
 
+def choosing(trials: pd.DataFrame, spare: pd.DataFrame, found: dict[str, store.Run]) -> list[str]:
+    """In words: how many runs only choose (`trials`), and which of those that are not shown (`spare`) diverged."""
+    lines = []
+    if len(trials):
+        results = _results(trials, found)
+        minutes = f"; commit {', '.join(_commits(results))}; {sum(result['seconds'] for result in results) / 60:.1f} minutes of training"
+        lines.append(f"to choose λ: {len(results)} of {trials['id'].nunique()} runs{minutes if results else ''}")
+    bad = [identity in found and found[identity].state == "diverged" for identity in spare["id"]]
+    once = spare[bad].drop_duplicates("id")
+    cells = _groups(((one.row, one.choice, one.column), str(one.seed)) for one in once.itertuples())
+    names = [f"{row} λ={choice} seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} ({column})" for (row, choice, column), seeds in cells]
+    return lines + ([f"diverged while choosing: {'; '.join(names)}"] if names else [])
+
+
 def _results(wanted: pd.DataFrame, found: dict[str, store.Run]) -> list[dict[str, Any]]:
     results = (found[identity].result() for identity in dict.fromkeys(wanted["id"]) if identity in found)
     return [result for result in results if result is not None]
+
+
+def _commits(results: list[dict[str, Any]]) -> list[str]:
+    return sorted({f"{result['commit']}{' with changes' if result['dirty'] else ''}" for result in results})
 
 
 def columns(wanted: pd.DataFrame, found: dict[str, store.Run]) -> dict[str, str]:

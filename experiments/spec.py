@@ -18,6 +18,7 @@ class Column:
     better: str = "max"  # max | min
     digits: int = 2
     delta: bool = False  # the column shows the change from the row's `against`, paired by seed
+    at: str | None = None  # in place of the table's `at`; a pick goes by the table's in every column, so columns of the same runs agree
 
 
 @dataclass
@@ -25,9 +26,12 @@ class Row:
     label: str = MISSING
     overrides: list[str] = field(default_factory=list)
     grid: dict[str, list[Any]] = field(default_factory=dict)  # key -> values; without `pick`, one printed row per value
+    extra: dict[str, dict[str, list[Any]]] = field(default_factory=dict)  # word -> more values, in columns so named
     against: str | None = None  # the row that this one is compared with
     pick: str | None = None  # "max test/accuracy": the value of the grid that is printed
+    select: list[str] = field(default_factory=list)  # overrides of the runs that `pick` reads; what it picks is then trained without them
     paper: dict[str, Any] = field(default_factory=dict)  # column -> number or "3.82±0.18"; `choice` -> the paper's pick; or choice -> such
+    quoted: dict[str, float] = field(default_factory=dict)  # column -> number that the paper quotes from other work
 
 
 @dataclass
@@ -35,8 +39,10 @@ class Claim:
     """What the paper says in words.
 
     check: "compare": `metric` of the rows `of`, for each of their choices, against row `against` (None: the one that each row names):
-    `relation` is < or >, by more than -`margin`; "trend": `metric` along the grid of each row, starting with row `against` or the one
-    that the row names, if any: `relation` is "rising" or "falling".
+    `relation` is < or >, by more than -`margin`; "best": the same against that row and every other row without a grid that has the same
+    `against`, for the printed choice of a row with a pick; with a `margin` it may be that much worse than the best of them; "trend":
+    `metric` along the grid of each row, starting with row `against` or the one that the row names, if any: `relation` is "rising" or
+    "falling". A row with `select` has one choice, the picked one, so no trend.
     """
 
     says: str = MISSING
@@ -46,7 +52,8 @@ class Claim:
     check: str = "compare"
     relation: str = MISSING
     margin: float = 0.0
-    columns: list[str] = field(default_factory=list)  # default: every column; columns that share their runs count once
+    least: int = 0  # so many of the comparisons (of "best": cells, one for each row and column) must hold; 0: all
+    columns: list[str] = field(default_factory=list)  # default: every column; of columns that share their runs the first counts
 
 
 @dataclass
@@ -60,6 +67,13 @@ class Table:
     rows: list[Row] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # errata of the paper, decisions: printed below
+
+    def rivals(self, label: str, against: str | None = None) -> list[str]:
+        """What row `label` must beat to be the best: `against` (None: the row that it names), and every other row without a grid that
+        is compared with that."""
+        base = against or next(row.against for row in self.rows if row.label == label)
+        others = [row.label for row in self.rows if row.against == base and not row.grid and row.label not in (label, base)]
+        return [] if base is None else [base, *others]
 
 
 @dataclass
@@ -76,7 +90,7 @@ class TablesConfig(Config):
 @dataclass
 class Figure:
     title: str = MISSING
-    runs: Table = field(default_factory=Table)  # the runs it reads, asked for exactly as a table asks
+    runs: Table = field(default_factory=Table)  # the runs it reads, asked for exactly as a table asks; without rows it needs none
     only: list[str] = field(default_factory=list)  # rows and columns of `runs`, by words in their names; empty: all
     draw: Any = MISSING  # _target_: a function of experiments.figures, with its options; see experiments.figure.Drawing
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 import pandas as pd
 from hydra.core.hydra_config import HydraConfig
@@ -19,16 +20,15 @@ from experiments import store
 from experiments.cli import BAD_INPUT, RunFailed, main, one_line
 from experiments.config import ConfigError, check, options
 from experiments.launch import compose, launch
-from experiments.spec import OWN_KEYS, Row, Table
+from experiments.pick import UNPICKED, Jobs, check_rows, choices, chosen, due, numbers, printed, rejected
+from experiments.spec import OWN_KEYS, Claim, Table
 from experiments.train import train
 
-Jobs: TypeAlias = pd.DataFrame  # row, choice, column, seed, profile, precision, asked, overrides, id: one line per cell and seed
 POLL_SECONDS = 0.5
-UNPICKED = "?"  # in place of a row's choice, while its runs have not all ended
 
 
 def jobs(table: Table, common: Iterable[str] = (), targets: bool = True) -> Jobs:
-    """Every run that the table needs. `common` overrides come last: what the user asks for holds for all runs.
+    """Every run that the table can need; `due` says which it does. `common` overrides come last: what the user asks for holds for all runs.
 
     Columns and rows that describe the same run share its id. Raises ConfigError on a cell that cannot be run.
     """
@@ -37,114 +37,69 @@ def jobs(table: Table, common: Iterable[str] = (), targets: bool = True) -> Jobs
     known: dict[tuple[str, ...], list[DictConfig]] = {}  # columns often differ in the metric only, and composing takes time
     lines = []
     for row, (name, column) in itertools.product(table.rows, table.columns.items()):
-        for choice, chosen in choices(row):
-            overrides = [*table.base, *row.overrides, *column.overrides, *chosen, *common]
+        for (choice, values), trial in itertools.product(choices(row, name), [True, False] if row.select else [False]):
+            overrides = [*table.base, *row.overrides, *column.overrides, *values, *(row.select if trial else []), *common]
             if tuple(overrides) not in known:
                 known[tuple(overrides)] = compose(overrides, table.seeds)
                 check(known[tuple(overrides)][0], targets)
             configs = known[tuple(overrides)]
             for cfg in configs[: configs[0].profile.seeds]:
-                line = {"row": row.label, "choice": choice, "column": name, "seed": cfg.seed}
+                line = {"row": row.label, "choice": choice, "column": name, "seed": cfg.seed, "trial": trial}
                 line |= {"profile": cfg.profile.name, "precision": cfg.precision, "asked": asked}
                 lines.append(line | {"overrides": [*overrides, f"seed={cfg.seed}"], "id": store.run_id(cfg)})
     return pd.DataFrame(lines)
 
 
-def choices(row: Row) -> list[tuple[str, list[str]]]:
-    """The values that a row's grid takes: a name for each, and its overrides. One nameless choice without a grid."""
-    found = []
-    for values in itertools.product(*row.grid.values()):
-        pairs = dict(zip(row.grid, values, strict=True))
-        name = f"{values[0]}" if len(values) == 1 else ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in pairs.items())
-        found.append((name, [f"{key}={value}" for key, value in pairs.items()]))
-    return found
-
-
-def numbers(wanted: Jobs, found: dict[str, store.Run], metric: str, at: str) -> pd.Series:
-    """The table's number of each job, nan where there is none: a finished run's evaluations reduced by `at`."""
-    rows = {identity: run.metrics() if run.state == "done" else [] for identity, run in found.items()}
-    values = {identity: reduce(evaluations, metric, at) for identity, evaluations in rows.items() if evaluations}
-    return wanted["id"].map(values).astype(float)
-
-
-def reduce(rows: list[dict[str, float]], metric: str, at: str) -> float:
-    """A run's evaluations as one number: `last`; `last10`, the mean of the last ten; `min valid/ce`, where that is lowest."""
-    values = pd.DataFrame(rows)
-    if metric not in values:
-        raise ConfigError(f"table: metric {metric!r} was not measured; there are {', '.join(map(str, values))}")
-    if last := re.fullmatch(r"last(\d*)", at):
-        return float(values[metric].tail(int(last[1] or 1)).mean())
-    how, _, key = at.partition(" ")
-    if how not in ("min", "max") or key not in values:
-        raise ConfigError(f"table.at: {at!r} is not known; allowed: last, last10, 'min METRIC', 'max METRIC'")
-    return float(values.loc[values[key].idxmin() if how == "min" else values[key].idxmax(), metric])
-
-
-def fill(table: Table, wanted: Jobs, found: dict[str, store.Run]) -> pd.DataFrame:
-    """The cells: row, choice, picked, column, ours, std, n, wanted, paper, paper_std, gap, state; one line per printed number."""
+def fill(table: Table, wanted: Jobs, found: dict[str, store.Run], trials: Jobs | None = None) -> pd.DataFrame:
+    """The cells: row, choice, picked, column, ours, std, n, wanted, paper, paper_std, quoted, gap, state; one line per printed number."""
     states = {identity: run.state for identity, run in found.items()}
     cells = []
     for row, (name, column) in itertools.product(table.rows, table.columns.items()):
         mine = wanted[(wanted["row"] == row.label) & (wanted["column"] == name)]
-        value = numbers(mine, found, column.metric, table.at)
+        value = numbers(mine, found, column.metric, column.at or table.at)
         if column.delta:
             base = wanted[(wanted["row"] == row.against) & (wanted["column"] == name)]
-            value = value - mine["seed"].map(numbers(base, found, column.metric, table.at).set_axis(base["seed"]))
-        shown = [choice for choice, _ in choices(row)]
-        if row.pick is not None:
-            shown = [picked(row.pick, mine, found, table.at) or UNPICKED]
+            value = value - mine["seed"].map(numbers(base, found, column.metric, column.at or table.at).set_axis(base["seed"]))
+        shown = [choice for choice, _ in choices(row, name)] if row.pick is None else [chosen(row, mine, found, table.at)]
         for choice in shown:
             ours = value[mine["choice"] == choice]
             of_choice = mine if choice == UNPICKED else mine[mine["choice"] == choice]
+            if choice == UNPICKED and row.select and trials is not None:
+                of_choice = trials[(trials["row"] == row.label) & (trials["column"] == name)]
             seen = {states.get(identity, "missing") for identity in of_choice["id"]}
-            paper, paper_std = _paper(row, choice, name)
+            paper, paper_std = printed(row, choice, name)
             center = ours.median() if table.over == "median" else ours.mean()
             cells.append(
                 {"row": row.label, "choice": choice, "picked": row.pick or "", "column": name, "metric": column.metric}
                 | {"ours": center, "std": ours.std(), "n": int(ours.notna().sum()), "wanted": len(of_choice)}
                 | {"paper": paper, "paper_std": paper_std, "gap": center - paper, "paper_choice": row.paper.get("choice", "")}
+                | {"quoted": row.quoted.get(name, math.nan)}
                 | {"state": next((state for state in ("failed", "diverged") if state in seen), "")}
             )
     return pd.DataFrame(cells)
-
-
-def picked(pick: str, mine: Jobs, found: dict[str, store.Run], at: str) -> str | None:
-    """The choice whose mean over the seeds is best; None until all runs have ended: a pick among some would not be that pick.
-
-    A choice with a run that diverged is none.
-    """
-    how, _, metric = pick.partition(" ")
-    if any(identity not in found or found[identity].state not in ("done", "diverged") for identity in mine["id"]):
-        return None
-    means = numbers(mine, found, metric, at).groupby(mine["choice"]).agg(lambda values: values.mean(skipna=False)).dropna()
-    return None if means.empty else str(means.idxmax() if how == "max" else means.idxmin())
-
-
-def _paper(row: Row, choice: str, column: str) -> tuple[float, float]:
-    """The paper's number and its ±, nan where it has none."""
-    known = row.paper[choice] if isinstance(row.paper.get(choice), dict) else row.paper
-    number, _, spread = str(known.get(column, "nan")).partition("±")
-    return float(number), float(spread or "nan")
 
 
 def find(wanted: Jobs, root: str) -> dict[str, store.Run]:
     return store.find(Path(root), wanted["id"])
 
 
-def complete(wanted: Jobs, root: str) -> list[str]:
-    """Train what is missing. Runs that other processes train are waited for, and taken over when those processes end without a result.
+def complete(table: Table, asked: Jobs, root: str) -> list[str]:
+    """Train what is missing, and of rows with `select` what is picked once their trials have ended.
 
+    Runs that other processes train are waited for, and taken over when those processes end without a result.
     Returns the lines of bad input that jobs met (a data set that is not there, say): those runs stay missing.
     """
-    overrides = dict(zip(wanted["id"], wanted["overrides"], strict=True))
+    overrides = dict(zip(asked["id"], asked["overrides"], strict=True))
     tried: set[str] = set()
     complaints: list[str] = []
     while True:
-        states = {identity: run.state for identity, run in find(wanted, root).items()}
-        left = [identity for identity in overrides if states.get(identity, "missing") in ("missing", "resumable", "failed")]
+        found = find(asked, root)
+        states = {identity: run.state for identity, run in found.items()}  # before `due`: a trial that ends in between is not passed over
+        now_due = list(dict.fromkeys(identity for jobs in due(table, asked, found) for identity in jobs["id"]))
+        left = [identity for identity in now_due if states.get(identity, "missing") in ("missing", "resumable", "failed")]
         mine = [identity for identity in left if identity not in tried]
         if mine:
-            print(f"{len(mine)} of {len(overrides)} runs are to be trained", flush=True)
+            print(f"{len(mine)} of {len(now_due)} runs are to be trained", flush=True)
             for done in launch(train, [overrides[identity] for identity in mine]):
                 error = done._return_value if done.status == JobStatus.FAILED else None
                 if isinstance(error, RunFailed):
@@ -153,9 +108,9 @@ def complete(wanted: Jobs, root: str) -> list[str]:
                     complaints.append(one_line(error))
                 elif error is not None:
                     raise error
-            now = {identity: run.state for identity, run in find(wanted, root).items()}
+            now = {identity: run.state for identity, run in find(asked, root).items()}
             tried |= {identity for identity in mine if now.get(identity) != "running"}
-        elif any(state == "running" for state in states.values()):
+        elif any(states.get(identity) == "running" for identity in now_due):
             time.sleep(POLL_SECONDS)
         else:
             return list(dict.fromkeys(complaints))
@@ -173,8 +128,10 @@ def narrowed(cfg: DictConfig, spec: DictConfig, *only: Sequence[str]) -> Table:
         kind = "table" if spec is cfg.get("table") else "figure"
         raise ConfigError(f"{kind}: nothing is chosen; allowed: {', '.join(options(kind))}")
     table: Table = OmegaConf.to_object(spec)  # type: ignore[assignment]
+    check_rows(table)
     for claim in table.claims:  # what it was about, so that its verdict can say what is left of that
         claim.columns = claim.columns or list(table.columns)
+    whole = replace(table)
     for words in ({*map(str, words)} for words in only):
         known = {word for name in (*table.columns, *(row.label for row in table.rows)) for word in name.split()}
         if unknown := sorted(words - known):
@@ -185,37 +142,48 @@ def narrowed(cfg: DictConfig, spec: DictConfig, *only: Sequence[str]) -> Table:
         table.columns = columns or table.columns
         table.rows = [row for row in table.rows if row.label in labels] or table.rows
     labels = {row.label for row in table.rows}
-    table.claims = [claim for claim in table.claims if {*claim.of} & labels]
+    lost = {row.label for row in whole.rows} - labels
+
+    def untried(claim: Claim) -> bool:  # none can be called the best without all the rows that it must beat
+        return claim.check == "best" and any(lost & {*whole.rivals(label, claim.against)} for label in {*claim.of} & labels)
+
+    table.claims = [claim for claim in table.claims if {*claim.of} & labels and not untried(claim)]
     return table
 
 
 def run(cfg: DictConfig) -> None:
     """The task that Hydra runs: plan or train, then print and write. Raises RunFailed when runs of the table failed or diverged."""
     from experiments.claims import verdicts
-    from experiments.show import show
+    from experiments.show import choosing, show
 
     table = narrowed(cfg, cfg.table, cfg.only)
-    wanted = jobs(table, common_overrides(), targets=cfg.launch)
+    asked = jobs(table, common_overrides(), targets=cfg.launch)
     if cfg.plan:
         from experiments.plan import plan
 
-        print(plan(table, wanted, cfg))
+        print(plan(table, asked, cfg))
         return
-    complaints = complete(wanted, cfg.runtime.runs) if cfg.launch else []
-    found = find(wanted, cfg.runtime.runs)
-    cells = fill(table, wanted, found)
-    print(show(table, wanted, found, cells, verdicts(table, wanted, found), output_name(cfg)))
+    complaints = complete(table, asked, cfg.runtime.runs) if cfg.launch else []
+    found = find(asked, cfg.runtime.runs)
+    wanted, trials = due(table, asked, found)
+    spare = rejected(table, wanted, trials, found)
+    cells = fill(table, wanted, found, trials)
+    facts = choosing(trials, spare, found)
+    print(show(table, wanted, found, cells, verdicts(table, wanted, found), output_name(cfg), facts))
     if complaints:
         raise ConfigError("; ".join(complaints))
-    raise_failed(wanted, found)
+    raise_failed(pd.concat([wanted, trials]), found, spare["id"])
 
 
-def raise_failed(wanted: Jobs, found: dict[str, store.Run]) -> None:
-    """Raises RunFailed when runs that were asked for failed or diverged."""
-    seen = [found[identity] for identity in dict.fromkeys(wanted["id"]) if identity in found]
-    bad = [f"{one.path}: {one.error()}" for one in seen if one.state in ("failed", "diverged")]
+def raise_failed(wanted: Jobs, found: dict[str, store.Run], spare: Iterable[str] = ()) -> None:
+    """Raises RunFailed when runs that were asked for failed or diverged; those of `spare` may diverge."""
+    may = set(spare)
+    seen = {identity: found[identity] for identity in wanted["id"] if identity in found}
+    states = {identity: one.state for identity, one in seen.items()}
+    bad = [identity for identity, state in states.items() if state == "failed" or (state == "diverged" and identity not in may)]
     if bad:
-        raise RunFailed(f"{len(bad)} of {wanted['id'].nunique()} runs failed or diverged: {'; '.join(bad)}")
+        lines = [f"{seen[identity].path}: {seen[identity].error()}" for identity in bad]
+        raise RunFailed(f"{len(bad)} of {wanted['id'].nunique()} runs failed or diverged: {'; '.join(lines)}")
 
 
 def output_name(cfg: DictConfig, kind: str = "table") -> Path:

@@ -48,5 +48,6 @@ def cnn11(
         if isinstance(layer, nn.Conv2d | nn.Linear):
             if init == "he":
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     return net

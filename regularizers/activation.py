@@ -35,7 +35,7 @@ class ActivationPenalty(Regularizer):
         self.measured: list[Tensor] = []
 
     def pull(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For samples h [n, d] in float32: their penalties [n], and its gradient as scale, of a shape that goes with [n, d], * direction [n, d]."""
+        """For samples h [n, d] in float32: their penalties [n], whose gradient is scale, scalar or [n, 1], times direction [n, d]."""
         raise NotImplementedError
 
     def penalty(self, out: Pass, other: Pass | None) -> Tensor | None:

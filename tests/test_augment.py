@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
 
-from data.augment import crop_flip, windows
+from data.augment import crop_flip, prepared, windows
+from data.standardise import multiply_add, normalise, position_maps
 
 
 def images(count: int, *size: int) -> Tensor:
@@ -99,3 +101,97 @@ def test_padding_is_black_and_can_be_left_out() -> None:
     same = (flipped == x).flatten(1).all(1)
     assert 60 < int(same.sum()) < 140 and torch.equal(flipped[~same], x[~same].flip(3))
     assert torch.equal(crop_flip(x, 0, False)(torch.arange(200), rng()), x)
+
+
+def test_prepared_is_both_in_turn() -> None:
+    x, chosen = images(20, 3, 8, 8), torch.arange(20)
+    raw = crop_flip(x, 2, True)
+    found = prepared(raw, lambda images: images + 0.5)(chosen, rng())
+    assert torch.equal(found, raw(chosen, rng()) + 0.5)
+
+
+# From bytes to floats.
+
+
+def standardised(x: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Each position's by its mean and population deviation over `by`, in float64; 0 where that has none."""
+    by = by.astype(np.float64)
+    std = by.std(0)
+    constant = by.max(0) == by.min(0)
+    return np.where(constant, 0, (x - by.mean(0)) / np.where(constant, 1, std))
+
+
+def cropped(image: np.ndarray, padding: int, side: int, top: int, left: int) -> np.ndarray:
+    """Image [C, H, W], mirrored if side is 1, padded with 0, and cut at (top, left)."""
+    _, height, width = image.shape
+    image = image[:, :, ::-1] if side else image
+    return np.pad(image, ((0, 0), (padding, padding), (padding, padding)))[:, top : top + height, left : left + width]
+
+
+def faint(count: int, *size: int) -> Tensor:
+    """Images of which each position has a mean and a deviation of its own, and a few are constant."""
+    low, high = (torch.randint(*limits, size, generator=rng(1)) for limits in ((0, 100), (101, 256)))
+    x = (low + (high - low) * torch.rand(count, *size, generator=rng(2))).to(torch.uint8)
+    x[:, 0, 0, 0], x[:, -1, -1, 1], x[:, -1, 2, 2] = 0, 255, 77
+    return x
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("padding", [0, 1, 4, 6])
+@pytest.mark.parametrize("size", [(1, 6, 7), (3, 6, 7)])
+def test_positions_are_standardised_before_padding(size: tuple[int, int, int], padding: int, flip: bool) -> None:
+    x = faint(40, *size)
+    chosen = torch.randint(40, (300,), generator=rng(3))
+    found = crop_flip(x, padding, flip, position_maps(x))(chosen, rng())
+    assert found.dtype == torch.float32 and found.is_contiguous(memory_format=torch.channels_last)
+    one = rng()
+    tops, lefts = torch.randint(2 * padding + 1, (2, 300), generator=one).tolist()
+    sides = torch.randint(1 + flip, (300,), generator=one).tolist()
+    whole, inside = standardised(x.numpy(), x.numpy()), np.ones(size)
+    for n, image, *place in zip(chosen.tolist(), found.numpy(), sides, tops, lefts, strict=True):
+        np.testing.assert_allclose(image, cropped(whole[n], padding, *place), rtol=1e-5, atol=2e-5)
+        assert (image[cropped(inside, padding, *place) == 0] == 0).all()
+
+
+def test_both_ways_draw_the_same_crops() -> None:
+    """What lies in the padding says where an image was cut."""
+    x = images(200, 1, 6, 6)
+    maps = torch.ones(1, 6, 6), torch.zeros(1, 6, 6)
+    one, other = rng(), rng()
+    raw, mapped = crop_flip(x, 3, True)(torch.arange(200), one), crop_flip(x, 3, True, maps)(torch.arange(200), other)
+    assert torch.equal(raw.float(), mapped) and torch.equal(one.get_state(), other.get_state())
+
+
+@pytest.mark.parametrize("count", [1, 2, 499, 1201])
+def test_position_maps(count: int) -> None:
+    x = faint(count, 3, 5, 4)
+    scale, shift = position_maps(x.contiguous(memory_format=torch.channels_last))
+    prepare = multiply_add(scale, shift)
+    assert scale.dtype == shift.dtype == torch.float32 and scale.shape == shift.shape == (3, 5, 4)
+    for other in (x, images(50, 3, 5, 4)):
+        found = prepare(other)
+        assert found.dtype == torch.float32 and found.is_contiguous(memory_format=torch.channels_last)
+        wanted = standardised(other.numpy(), x.numpy())
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-5 * max(1, float(shift.abs().max())))
+        constant = (x == x[0]).all(0).expand_as(found)
+        assert constant.any() and (found[constant] == 0).all()
+
+
+def test_one_odd_image_is_told_from_a_constant_position() -> None:
+    """The smallest spread that there is: 100,000 images that are 255, but one that is 254."""
+    x = torch.full((100_000, 1, 1, 2), 255, dtype=torch.uint8)
+    x[70_000, 0, 0, 1] = 254
+    scale, shift = position_maps(x)
+    values = standardised(np.array([[255, 254]]).T, x.numpy()[:, 0, 0])
+    assert scale[0, 0, 0] == shift[0, 0, 0] == 0
+    np.testing.assert_allclose(scale[0, 0, 1], values[0, 1] - values[1, 1], rtol=1e-6)
+    np.testing.assert_allclose(shift[0, 0, 1], values[0, 1] - 255 * (values[0, 1] - values[1, 1]), rtol=1e-6)
+
+
+def test_normalise() -> None:
+    x = images(5, 3, 8, 8)
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    prepared = normalise(mean, std, 8, "cpu")(x)
+    expected = (x.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert torch.allclose(prepared, expected.float(), rtol=1e-5, atol=1e-6)  # torch.testing takes seconds to import
+    assert prepared.dtype == torch.float32 and prepared.is_contiguous(memory_format=torch.channels_last)

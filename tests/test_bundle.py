@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -75,9 +77,11 @@ def test_augment_gets_the_generator_and_only_training_is_augmented() -> None:
         x = bundle(UNEVEN, 3).splits["train"][0][chosen]
         return x + torch.randint(1, 100, x.shape, generator=generator, dtype=torch.uint8)
 
-    b = bundle(UNEVEN, 3, shift)
+    b = replace(bundle(UNEVEN, 3, shift), prepare=lambda x: x + 0.5)
     first, again, other = ([batch.x.flatten().tolist() for batch in epoch(b, 5, rng(seed))] for seed in (0, 0, 1))
     assert first == again != other
     order = b.order(rng(), False)
     assert torch.cat([torch.tensor(batch) for batch in first]).tolist() != order.tolist()
-    assert torch.cat([batch.x for batch in b.batches("train", 5)]).flatten().tolist() == list(range(15))
+    one = rng()
+    assert [batch.tolist() for batch in (shift(chosen, one).flatten() for chosen in b.order(one, False).split(5))] == first  # as it is
+    assert torch.cat([batch.x for batch in b.batches("train", 5)]).flatten().tolist() == [i + 0.5 for i in range(15)]

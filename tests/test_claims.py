@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 from test_table import WEIGHTS, made, spec_of
 
-from experiments import table
 from experiments.claims import _compare, _trend, verdict
 from experiments.config import ConfigError
+from experiments.pick import numbers
 from experiments.spec import Claim, Column, Row
 
 COMPARE = Claim("better", "test/ce", ["a"], "base", relation="<")
@@ -166,14 +166,14 @@ def test_trend_without_its_start(tmp_path: Path) -> None:
 def test_tests_are_scipys(tmp_path: Path) -> None:
     spec = spec_of(Row("base"), Row("a"))
     _, wanted, found = made(tmp_path, spec, {("base", ""): BASE, ("a", ""): CLOSE})
-    group = wanted.assign(value=table.numbers(wanted, found, "test/ce", "last"))
-    (test,) = _compare(COMPARE, group, "a", "base")
+    group = wanted.assign(value=numbers(wanted, found, "test/ce", "last"))
+    (test,) = _compare(COMPARE, group, "a", ["base"])
     assert test.holds == pytest.approx(p_value(CLOSE, BASE, "less")) and test.fails == pytest.approx(p_value(CLOSE, BASE, "greater"))
     assert test.seeds == 3 and test.effect == pytest.approx(sum(BASE) / 3 - sum(CLOSE) / 3)
     claim = Claim("grows", "test/ce", ["a"], "base", check="trend", relation="rising")
     spec = spec_of(Row("base"), Row("a", grid=WEIGHTS))
     _, wanted, found = made(tmp_path / "trend", spec, {("base", ""): BASE, ("a", "0.1"): CLOSE, ("a", "0.2"): ABOVE})
-    (test,) = _trend(claim, wanted.assign(value=table.numbers(wanted, found, "test/ce", "last")), "a", "base")
+    (test,) = _trend(claim, wanted.assign(value=numbers(wanted, found, "test/ce", "last")), "a", "base")
     expected = stats.page_trend_test(list(zip(BASE, CLOSE, ABOVE, strict=True)), predicted_ranks=[1, 2, 3], method="exact")
     assert test.holds == pytest.approx(expected.pvalue) and test.seeds == 3
 
@@ -183,7 +183,7 @@ def test_tests_are_scipys(tmp_path: Path) -> None:
     [
         ({"of": ["b"]}, "table.claims: 'b' is not a row; allowed: a, base"),
         ({"against": "b"}, "table.claims: 'b' is not a row; allowed: a, base"),
-        ({"check": "guess"}, "table.claims: check 'guess' is not known; allowed: compare, trend"),
+        ({"check": "guess"}, "table.claims: check 'guess' is not known; allowed: compare, best, trend"),
         ({"relation": "rising"}, "table.claims: a compare needs `against`, and a relation < or >"),
         ({"check": "trend"}, "table.claims: a trend's relation is rising or falling"),
         ({"metric": "test/acc"}, "table: metric 'test/acc' was not measured"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -15,7 +16,8 @@ from omegaconf import OmegaConf
 from data import images
 from data.augment import crop_flip
 from data.formats import Raw
-from tests.datafiles import GREY, error, pixels, write_idx
+from data.standardise import position_maps
+from tests.datafiles import GREY, error, write_idx
 
 COLOUR = ["cifar10", "cifar100", "svhn", "stl10", "tiny_imagenet"]
 SMALL = "official archive, 30 training images, 20 test images"  # what write_idx writes, and not what there should be
@@ -49,15 +51,6 @@ def test_digits_constants_are_those_of_the_training_images():
     b = images.digits("", "cpu")
     x = b.prepare(b.splits["train"][0])
     assert abs(float(x.mean())) < 2e-4 and abs(float(x.std()) - 1) < 2e-4
-
-
-def test_normalise():
-    x = torch.from_numpy(pixels(5, 3, 8, 8))
-    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    prepared = images.normalise(mean, std, 8, "cpu")(x)
-    expected = (x.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    assert torch.allclose(prepared, expected.float(), rtol=1e-5, atol=1e-6)  # torch.testing takes seconds to import
-    assert prepared.dtype == torch.float32 and prepared.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_subsets_are_balanced_and_in_file_order(raw):
@@ -127,7 +120,8 @@ def test_colour_sets_from_their_configs(tmp_path, name):
     wanted = (raw - torch.tensor(known.mean).view(3, 1, 1)) / torch.tensor(known.std).view(3, 1, 1)
     assert (b.prepare(b.splits["train"][0]).double() - wanted).abs().max() < 1e-5
     chosen = torch.arange(200)
-    assert (b.augment(chosen, rng()) == crop_flip(b.splits["train"][0], 4, True)(chosen, rng())).all()
+    assert (b.take(chosen, rng()).x == b.prepare(crop_flip(b.splits["train"][0], 4, True)(chosen, rng()))).all()
+    assert (node.standardise, node.valid) == ("channels", 0)
     plain = known(str(tmp_path), "cpu", source="embedded", train=200, test=200)
     assert plain.augment is None and plain.splits["train"][0].shape == (200, *known.shape)
 
@@ -149,8 +143,8 @@ def test_grey_sets_can_be_augmented_too(raw):
     write_idx(raw, "mnist")
     for b in (images.mnist(str(raw), "cpu", padding=2), images.digits("", "cpu", flip=True)):
         x = b.splits["train"][0]
-        changed = b.augment(torch.arange(len(x)), rng())
-        assert changed.shape == x.shape and (changed != x).any()
+        changed = b.take(torch.arange(len(x)), rng()).x
+        assert changed.shape == x.shape and (changed != b.prepare(x)).any()
     assert images.mnist(str(raw), "cpu").augment is images.digits("", "cpu").augment is None
 
 
@@ -173,6 +167,11 @@ def test_augmented_test_images(raw):
         ({"size": 0}, "dataset.size=0: choose a whole number of pixels of at least 1, or null for 28"),
         ({"size": -4}, "dataset.size=-4: choose a whole number of pixels of at least 1, or null for 28"),
         ({"test_augment": True}, "dataset.test_augment=true: there is nothing to augment with, set dataset.padding or dataset.flip"),
+        ({"standardise": "foo"}, "dataset.standardise=foo: choose channels or pixels"),
+        (
+            {"standardise": "pixels", "test_augment": True, "flip": True},
+            "dataset.test_augment=true: raw images are augmented, so choose dataset.standardise=channels, not pixels",
+        ),
     ],
 )
 def test_options_out_of_range(raw, options, text):
@@ -181,6 +180,125 @@ def test_options_out_of_range(raw, options, text):
     if list(options) == ["padding"]:
         assert error(lambda: images.digits("", "cpu", **options)) == text
     images.mnist(str(raw), "cpu", padding=28, flip=True)
+
+
+# Standardised by position.
+
+
+@pytest.mark.parametrize(("padding", "flip"), [(0, False), (4, True)])
+def test_pixels(tmp_path, padding, flip):
+    """All splits by the statistics of the images that are trained on, with the crops of `channels`."""
+    known = partial(images.cifar10, str(tmp_path), "cpu", source="embedded", train=300, test=200, padding=padding, flip=flip, valid=0.2)
+    b, channels = known(standardise="pixels"), known()
+    assert b.variant == channels.variant
+    train = b.splits["train"][0].numpy().astype(np.float64)
+    mean, std = train.mean(0), train.std(0)
+    assert len(train) == 240 and (std == 0).any()
+    for split in ("train", "test", "valid"):
+        x = b.splits[split][0]
+        wanted = np.where(std > 0, (x.numpy() - mean) / np.where(std > 0, std, 1), 0)
+        found = torch.cat([batch.x for batch in b.batches(split, 70)])
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-4)
+        assert (x == channels.splits[split][0]).all() and x.dtype == torch.uint8
+    chosen = torch.arange(0, 240, 2)
+    one, other = rng(), rng()
+    taken, usual = b.take(chosen, one), channels.take(chosen, other)
+    assert (one.get_state() == other.get_state()).all() and (taken.y == usual.y).all()
+    if padding:
+        assert (taken.x == crop_flip(b.splits["train"][0], 4, True, position_maps(b.splits["train"][0]))(chosen, rng())).all()
+    else:
+        assert b.augment is None and (taken.x == b.prepare(b.splits["train"][0][chosen])).all()
+
+
+# Held out of training.
+
+
+def number(x):
+    """The sample of which `numbered` made this image."""
+    return (x.view(-1, 3).long() * torch.tensor([1, 1 << 8, 1 << 16])).sum(1)
+
+
+def numbered(monkeypatch, y, num_classes):
+    """A data set of these labels, whose images say which sample they are."""
+    x = torch.stack([torch.arange(len(y)) >> 8 * k & 255 for k in range(3)], 1).to(torch.uint8).view(-1, 3, 1, 1)
+    monkeypatch.setattr(images, "load", lambda *_: Raw({"train": (x, y), "test": (x[:num_classes], y[:num_classes])}, "made up"))
+    return partial(replace(images.svhn, num_classes=num_classes, sizes={}), "", "cpu")
+
+
+@pytest.mark.parametrize("train", [None, 200, 57])
+@pytest.mark.parametrize("part", [0.001, 0.1, 0.25, 0.5, 0.8])
+def test_held_out(monkeypatch, part, train):
+    """Thirty images of each of ten classes, in any order: the last ones of the training images, classes in turn."""
+    y = torch.arange(10).repeat(30)[torch.randperm(300, generator=rng())]
+    made = numbered(monkeypatch, y, 10)
+    torch.manual_seed(1)
+    b, whole = made(valid=part, train=train), made(train=train)
+    torch.manual_seed(2)
+    again = made(valid=part, train=train)
+    kept, held, there = (number(x) for x in (b.splits["train"][0], b.splits["valid"][0], whole.splits["train"][0]))
+    for split in ("train", "test", "valid"):
+        assert all(torch.equal(one, other) for one, other in zip(b.splits[split], again.splits[split], strict=True))
+    assert len(held) == max(1, round(part * len(there)))
+    assert there[torch.isin(there, held)].tolist() == held.tolist()  # complete and disjoint, and both in order
+    assert there[~torch.isin(there, held)].tolist() == kept.tolist()
+    for split, which in (("train", kept), ("valid", held)):
+        assert (b.splits[split][1] == y[which]).all()
+        share = torch.bincount(b.splits[split][1], minlength=10)
+        assert share.max() - share.min() <= 1 + (train == 57)
+    for k in range(10):  # the last ones of each class
+        mine = y[there] == k
+        share = int((y[held] == k).sum())
+        assert there[mine].tolist()[int(mine.sum()) - share :] == held[y[held] == k].tolist()
+    assert list(b.splits) == ["train", "test", "valid"] and list(whole.splits) == ["train", "test"]
+    assert torch.equal(b.splits["test"][0], whole.splits["test"][0])
+    assert b.variant == f"made up, {len(kept)} training images, {len(held)} held out"
+
+
+def test_held_out_is_the_end_of_the_order_of_subsets(monkeypatch):
+    y = torch.arange(10).repeat(30)[torch.randperm(300, generator=rng())]
+    made = numbered(monkeypatch, y, 10)
+    held = number(made(valid=0.35).splits["valid"][0])
+    subset = number(made(train=195).splits["train"][0])  # its first 65 %
+    assert sorted(held.tolist() + subset.tolist()) == list(range(300))
+
+
+def test_uneven_classes_are_held_out_in_proportion(monkeypatch):
+    y = torch.repeat_interleave(torch.arange(10), torch.tensor(SVHN_COUNTS))[torch.randperm(73_257, generator=rng())]
+    share = torch.bincount(numbered(monkeypatch, y, 10)(valid=0.1).splits["valid"][1])
+    assert (share - 0.1 * torch.tensor(SVHN_COUNTS)).abs().max() < 0.51 and share.sum() == 7326
+
+
+def test_a_rare_class_keeps_its_first_image(monkeypatch):
+    y = torch.tensor([0] * 5 + [1] * 2 + [2] * 40 + [1])
+    kept = [number(numbered(monkeypatch, y, 3)(valid=part).splits["train"][0]).tolist() for part in (0.5, 45 / 48)]
+    assert kept == [[0, 1, 2, 5, 6, *range(7, 26)], [0, 5, 7]]
+    assert "leaves an image of every class" in error(lambda: numbered(monkeypatch, y, 3)(valid=46 / 48))
+
+
+def test_held_out_of_digits_and_stand_ins(tmp_path):
+    plain, b = images.digits("", "cpu"), images.digits("", "cpu", valid=0.1)
+    assert [len(b.splits[split][1]) for split in ("train", "valid", "test")] == [450, 50, 1297]
+    assert b.variant == "scikit-learn digits, 450 training images, 50 held out"
+    for axis in (0, 1):
+        both = torch.cat([b.splits["train"][axis], b.splits["valid"][axis]])  # classes in turn, throughout
+        assert torch.equal(both, plain.splits["train"][axis]) and torch.equal(b.splits["test"][axis], plain.splits["test"][axis])
+    assert images.digits("", "cpu", train=100, test=20, valid=0.2).variant == (
+        "scikit-learn digits, 80 training images, 20 held out, 20 test images"
+    )
+    cifar = images.cifar100(str(tmp_path), "cpu", source="embedded", valid=0.5, padding=4)
+    assert cifar.variant == "embedded digits in place of cifar100, 250 training images, 250 held out, 1,297 test images"
+    assert len(cifar.splits["train"][1].unique()) == 100 and cifar.epoch_size(False) == 250
+    assert cifar.take(torch.arange(250), rng()).x.shape == (250, 3, 32, 32)
+    assert (torch.cat([batch.x for batch in cifar.batches("valid", 90)]) == cifar.prepare(cifar.splits["valid"][0])).all()
+
+
+@pytest.mark.parametrize("part", [-0.1, 1, 1.5, 0.95, float("nan"), float("inf")])
+def test_too_much_held_out(raw, part):
+    write_idx(raw, "mnist")
+    wanted = f"dataset.valid={part}: choose a part of at least 0 and below 1 that leaves an image of every class for training"
+    assert error(lambda: images.mnist(str(raw), "cpu", valid=part)) == wanted
+    assert error(lambda: images.digits("", "cpu", valid=part, train=30)) == wanted
+    assert len(images.mnist(str(raw), "cpu", valid=0.6666).splits["train"][1]) == 10
 
 
 # Real data, where the environment has some.

@@ -55,7 +55,7 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     [
         # unknown names
         ("dataset=foo", "dataset: 'foo' is not known; allowed: cifar10, cifar100, digits, fmnist"),
-        ("model=foo", "model: 'foo' is not known; allowed: mobilenet, net2c, net5c, resnet18"),
+        ("model=foo", "model: 'foo' is not known; allowed: cnn11, mobilenet, net2c, net5c, resnet110"),
         ("method=foo", "method: 'foo' is not known; allowed: itdm_c, itdm_j"),
         ("method=[itdm_c,foo]", "method: 'foo' is not known; allowed: itdm_c, itdm_j"),
         ("norm=foo", "norm: 'foo' is not known; allowed: bn, gn, none"),
@@ -69,7 +69,7 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("method=itdm_c method.itdm_c.wieght=1", "method.itdm_c.wieght: there is no such key; allowed: weight, per_class"),
         ("method.itdm_c.weight=1", "method.itdm_c: it has options but is not chosen; add method=itdm_c"),
         ("schedule.foo=1", "schedule.foo: there is no such key; allowed: at, factor"),
-        ("optim.lrr=1", "optim.lrr: there is no such key; allowed: lr, momentum, weight_decay"),
+        ("optim.lrr=1", "optim.lrr: there is no such key; allowed: lr, momentum, nesterov, weight_decay"),
         ("evaluate.foo=1", "evaluate.foo: there is no such key; allowed: every, dense, batch_size"),
         ("profile.foo=1", "profile.foo: there is no such key; allowed: name, epochs"),
         ("runtime.foo=1", "runtime.foo: there is no such key; allowed: device, threads"),
@@ -77,7 +77,7 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         # the same with Hydra's signs for adding, forcing and deleting
         ("+dataset.foo=1", "dataset.foo: data.images.digits has no such option; allowed: data_dir"),
         ("++method.itdm_c.weight=1", "method.itdm_c: it has options but is not chosen; add method=itdm_c"),
-        ("+optim.lrr=1", "optim.lrr: there is no such key; allowed: lr, momentum, weight_decay"),
+        ("+optim.lrr=1", "optim.lrr: there is no such key; allowed: lr, momentum, nesterov, weight_decay"),
         ("++epocs=1", "epocs: there is no such key; allowed: dataset, model"),
         ("~optim", "optim: it is missing"),
         ("~model", "model: nothing is chosen; name a file of conf/model"),

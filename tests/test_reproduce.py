@@ -171,6 +171,14 @@ def test_every_table_runs_and_the_worst_code_counts(ready: Copy) -> None:
     ]
 
 
+def test_the_word_figure_names_figures(ready: Copy) -> None:
+    ready.run("demo", "figure", "demo", "curves", "seeds=2", "table", "demo")
+    wanted = [("table", "demo"), ("figure", "demo"), ("figure", "curves"), ("table", "demo")]
+    assert ready.modules == [f"-m experiments.{kind} {kind}={name} seeds=2" for kind, name in wanted]
+    done = ready.run("figure", "odd")
+    assert done.returncode == 2 and "there is no table 'odd'" in done.stderr
+
+
 def test_figure_of_a_failed_demonstration_is_not_drawn(ready: Copy) -> None:
     ready.script(ready.root / ".venv" / "bin" / "python", VENV_PYTHON + "exit 4")
     assert ready.run().returncode == 4

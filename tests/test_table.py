@@ -17,8 +17,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments import cli, store, table, train
-from experiments.claims import verdict
-from experiments.config import ConfigError, options
+from experiments.config import options
+from experiments.pick import choices
 from experiments.show import show
 from experiments.spec import Claim, Column, Row, Table
 
@@ -255,38 +255,6 @@ def test_missing_data_leaves_cells_open(command: Command, extra: Path, tmp_path:
 
 # numbers
 
-ROWS = [{"step": float(step), "test/ce": ce, "test/accuracy": accuracy} for step, ce, accuracy in [(1, 3, 10), (2, 1, 40), (3, 2, 60)]]
-
-
-@pytest.mark.parametrize(
-    ("at", "expected"),
-    [("last", 60), ("last2", 50), ("last10", 110 / 3), ("min test/ce", 40), ("max test/ce", 10), ("max step", 60)],
-)
-def test_reduce(at: str, expected: float) -> None:
-    assert table.reduce(ROWS, "test/accuracy", at) == pytest.approx(expected)
-
-
-def test_reduce_takes_ten_of_more() -> None:
-    rows = [{"a": float(value)} for value in range(30)]
-    assert table.reduce(rows, "a", "last10") == sum(range(20, 30)) / 10
-
-
-@pytest.mark.parametrize(
-    ("metric", "at", "message"),
-    [
-        ("valid/ce", "last", "metric 'valid/ce' was not measured; there are step, test/ce, test/accuracy"),
-        ("test/ce", "min valid/ce", "table.at: 'min valid/ce' is not known"),
-        ("test/ce", "mean test/ce", "table.at: 'mean test/ce' is not known"),
-        ("test/ce", "first", "table.at: 'first' is not known"),
-        ("test/ce", "lastly", "table.at: 'lastly' is not known"),
-        ("test/ce", "last0.5", "table.at: 'last0.5' is not known"),
-    ],
-)
-def test_reduce_refuses(metric: str, at: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        table.reduce(ROWS, metric, at)
-
-
 Made = tuple[Table, pd.DataFrame, dict[str, store.Run]]
 FACTS = {"epochs": 1, "data": "made up", "commit": "abc", "dirty": False, "device": "none", "threads": 1, "torch": "0", "seconds": 60.0}
 
@@ -295,7 +263,7 @@ def made(root: Path, spec: Table, values: dict[tuple[str, str], Iterable[float |
     """Runs as if they had been trained: (row, choice) -> the metric of each seed, or None, "failed", "diverged"."""
     lines, found = [], {}
     for row in spec.rows:
-        for choice, _ in table.choices(row):
+        for choice, _ in choices(row):
             for seed, value in zip(spec.seeds, values[row.label, choice], strict=True):
                 identity = f"{len(found):010d}"
                 run = found[identity] = store.Run(root / "made" / f"{row.label}-{identity}")
@@ -332,105 +300,6 @@ def printed(made: Made, tmp_path: Path) -> dict[str, list[str]]:
     return grid(show(spec, wanted, found, table.fill(spec, wanted, found), [], tmp_path / "out" / "name"))
 
 
-def test_marks(tmp_path: Path) -> None:
-    """Every way in which a cell can come out."""
-    rows = {
-        "inside": ("3±0.5", [2.6, 2.7, 2.8], ["2.70 ± 0.10", "3.0 ± 0.5 (-0.30) ="]),
-        "outside": ("3±0.5", [2.3, 2.4, 2.5], ["2.40 ± 0.10", "3.0 ± 0.5 (-0.60) ≠"]),
-        "within ours": ("3", [2.0, 3.0, 3.5], ["2.83 ± 0.76", "3.0 (-0.17) ="]),
-        "beyond ours": ("3.5", [2.0, 2.1, 2.2], ["2.10 ± 0.10", "3.5 (-1.40) ≠"]),
-        "no paper": ("", [1.0, 2.0, 3.0], ["2.00 ± 1.00", ""]),
-        "partial": ("3", [1.0, None, 3.0], ["2.00 ± 1.41 (2/3)", "3.0 (-1.00) ="]),
-        "one": ("3", [None, None, 3.0], ["3.00 (1/3)", "3.0 (+0.00)"]),
-        "one failed": ("3", [1.0, "failed", 3.0], ["2.00 ± 1.41 (2/3) failed", "3.0 (-1.00) ="]),
-        "one diverged": ("", [1.0, "diverged", 3.0], ["2.00 ± 1.41 (2/3) div.", ""]),
-        "all failed": ("3", ["failed"] * 3, ["failed", "3.0"]),
-        "all diverged": ("3", ["diverged"] * 3, ["div.", "3.0"]),
-        "none": ("3", [None] * 3, ["-", "3.0"]),
-    }
-    spec = spec_of(*(Row(label, paper={"CE": paper} if paper else {}) for label, (paper, _, _) in rows.items()))
-    shown = printed(made(tmp_path, spec, {(label, ""): values for label, (_, values, _) in rows.items()}), tmp_path)
-    assert {label: shown[label] for label in rows} == {label: expected for label, (_, _, expected) in rows.items()}
-
-
-def test_median(tmp_path: Path) -> None:
-    spec = spec_of(Row("a"))
-    spec.over = "median"
-    assert printed(made(tmp_path, spec, {("a", ""): [1.0, 2.0, 9.0]}), tmp_path)["a"][0].startswith("2.00 ±")
-
-
-@pytest.mark.parametrize(
-    ("pick", "values", "label", "number"),
-    [
-        ("min test/ce", ([3.0, 3.0, 3.0], [2.0, 2.0, 3.5]), "a (λ=0.2, paper 0.1)", "2.50 ± 0.87"),
-        ("max test/ce", ([3.0, 3.0, 3.0], [2.0, 2.0, 3.5]), "a (λ=0.1, paper 0.1)", "3.00 ± 0.00"),
-        ("min test/ce", ([3.0, 3.0, 3.0], [2.0, 2.0, None]), "a (λ=?, paper 0.1)", "-"),
-        ("min test/ce", ([3.0, 3.0, 3.0], [2.0, 2.0, "failed"]), "a (λ=?, paper 0.1)", "failed"),
-        ("min test/ce", ([3.0, 3.0, 3.0], [2.0, 2.0, "diverged"]), "a (λ=0.1, paper 0.1)", "3.00 ± 0.00"),
-    ],
-)
-def test_pick(tmp_path: Path, pick: str, values: tuple[list, list], label: str, number: str) -> None:
-    spec = spec_of(Row("a", grid=WEIGHTS, pick=pick, paper={"CE": 2, "choice": "0.1"}))
-    shown = printed(made(tmp_path, spec, {("a", "0.1"): values[0], ("a", "0.2"): values[1]}), tmp_path)
-    assert list(shown) == ["", label] and shown[label][0] == number
-
-
-def test_paper_of_a_choice(tmp_path: Path) -> None:
-    spec = spec_of(Row("a", grid=WEIGHTS, paper={"0.1": {"CE": "1.5±0.25"}, "0.2": {"CE": 7}}))
-    cells = table.fill(*made(tmp_path, spec, {("a", "0.1"): [1.0] * 3, ("a", "0.2"): [1.0] * 3}))
-    assert cells["paper"].tolist() == [1.5, 7.0] and cells["paper_std"].fillna(-1).tolist() == [0.25, -1]
-    assert cells["gap"].tolist() == [-0.5, -6.0]
-
-
-def test_delta_is_paired_by_seed(tmp_path: Path) -> None:
-    spec = spec_of(Row("base"), Row("a", against="base"), CE=Column("test/ce"), gain=Column("test/ce", delta=True))
-    shown = printed(made(tmp_path, spec, {("base", ""): [1.0, 5.0, 9.0], ("a", ""): [2.0, 6.1, 9.9]}), tmp_path)
-    assert shown["a"] == ["6.00 ± 3.95", "1.00 ± 0.10"] and shown["base"] == ["5.00 ± 4.00", "-"]
-
-
-def test_choices_of_a_grid() -> None:
-    assert table.choices(Row("a")) == [("", [])]
-    assert table.choices(Row("a", grid={"x.b": [1, 2]})) == [("1", ["x.b=1"]), ("2", ["x.b=2"])]
-    assert table.choices(Row("a", grid={"x.b": [1], "y.c": [3, 4]})) == [
-        ("b=1, c=3", ["x.b=1", "y.c=3"]),
-        ("b=1, c=4", ["x.b=1", "y.c=4"]),
-    ]
-
-
-def test_files(tmp_path: Path) -> None:
-    """Markdown, LaTeX and CSV; a table that was written before is replaced, and no temporary file stays."""
-    claim = Claim("it & they help", "test/ce", ["a_b"], "base", relation="<")
-    spec = spec_of(Row("base", paper={"CE": "3±1"}), Row("a_b"), claims=[claim])
-    spec.notes = ["a note"]
-    for shift in (0, 1):
-        root = tmp_path / str(shift)
-        _, wanted, found = made(root, spec, {("base", ""): [3.0 + shift, 4, 5], ("a_b", ""): [1.0, 1, 1]})
-        judged = [verdict(claim, spec, wanted, found)]
-        text = show(spec, wanted, found, table.fill(spec, wanted, found), judged, tmp_path / "out" / "name.of.it")
-    out = tmp_path / "out"
-    assert sorted(path.name for path in out.iterdir()) == ["name.of.it.csv", "name.of.it.md", "name.of.it.tex"]
-    markdown, latex = (out / "name.of.it.md").read_text(), (out / "name.of.it.tex").read_text()
-    assert text == f"{markdown}{out}/name.of.it.md .tex .csv"
-    assert markdown.startswith("## Made up_100%\n") and "4.33 ± 0.58" in markdown and "4.00 ± 1.00" not in markdown
-    assert f"- **{judged[0].verdict}**: it & they help ({judged[0].why})" in markdown and "- a note" in markdown
-    assert "commit abc;" in markdown and "6.0 minutes of training" in markdown and "made up" in markdown
-    assert r"a\_b" in latex and r"4.33 $\pm$ 0.58" in latex and r"Made up\_100\%" in latex and r"\bottomrule" in latex
-    body = [line for line in latex.splitlines() if not line.startswith("%")]
-    assert "\n".join(body).count("&") == 2 * 3  # two separators in the head and in each row
-    assert any(line.startswith("% ") and claim.says in line for line in latex.splitlines())
-    cells = pd.read_csv(out / "name.of.it.csv")
-    assert cells["ours"].tolist() == pytest.approx([13 / 3, 1]) and cells["of_commit"].tolist() == ["abc"] * 2
-
-
-def test_mixed_commits_are_said(tmp_path: Path) -> None:
-    spec, wanted, found = made(tmp_path, spec_of(Row("a")), {("a", ""): [1.0, 1.0, 1.0]})
-    text = show(spec, wanted, found, table.fill(spec, wanted, found), [], tmp_path / "out" / "x")
-    assert "MIXED" not in text
-    found["0000000001"].finish(FACTS | {"commit": "def", "dirty": True})
-    text = show(spec, wanted, found, table.fill(spec, wanted, found), [], tmp_path / "out" / "x")
-    assert "commit abc, def with changes (MIXED" in text
-
-
 # the tables of conf/
 
 
@@ -463,11 +332,11 @@ def test_every_table_prints_the_papers_numbers(name: str, command: Command, tmp_
     shown = grid(out)
     head = shown.pop("")
     spec = OmegaConf.load(cli.CONF / "table" / f"{name}.yaml")
-    assert [column for column in head if not column.endswith(" paper")] == list(spec.columns)
+    assert [column for column in head if not column.endswith((" paper", " quoted"))] == list(spec.columns)
     for line in shown.values():
         for column, cell in zip(head, line, strict=True):
-            assert column.endswith(" paper") or cell == "-"
-    flat = [str(number) for row in spec["rows"] for number in _leaves(row.get("paper", {}))]
+            assert column.endswith((" paper", " quoted")) or cell == "-"
+    flat = [str(number) for row in spec["rows"] for key in ("paper", "quoted") for number in _leaves(row.get(key, {}))]
     there = [float(cell.split(" ±")[0]) for line in shown.values() for column, cell in zip(head, line, strict=True) if cell and cell != "-"]
     assert sorted(there) == sorted(float(number.split("±")[0]) for number in flat)
     assert "no run of" in out

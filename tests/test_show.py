@@ -1,0 +1,147 @@
+"""A filled table as text: every mark a cell can have, and what stands below the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_table import FACTS, WEIGHTS, made, printed, spec_of
+
+from experiments import table
+from experiments.claims import verdict
+from experiments.show import reading, show
+from experiments.spec import Claim, Column, Row
+
+
+def test_marks(tmp_path: Path) -> None:
+    """Every way in which a cell can come out."""
+    rows = {
+        "inside": ("3±0.5", [2.6, 2.7, 2.8], ["2.70 ± 0.10", "3.0 ± 0.5 (-0.30) ="]),
+        "outside": ("3±0.5", [2.3, 2.4, 2.5], ["2.40 ± 0.10", "3.0 ± 0.5 (-0.60) ≠"]),
+        "within ours": ("3", [2.0, 3.0, 3.5], ["2.83 ± 0.76", "3.0 (-0.17) ="]),
+        "beyond ours": ("3.5", [2.0, 2.1, 2.2], ["2.10 ± 0.10", "3.5 (-1.40) ≠"]),
+        "no paper": ("", [1.0, 2.0, 3.0], ["2.00 ± 1.00", ""]),
+        "partial": ("3", [1.0, None, 3.0], ["2.00 ± 1.41 (2/3)", "3.0 (-1.00) ="]),
+        "one": ("3", [None, None, 3.0], ["3.00 (1/3)", "3.0 (+0.00)"]),
+        "one failed": ("3", [1.0, "failed", 3.0], ["2.00 ± 1.41 (2/3) failed", "3.0 (-1.00) ="]),
+        "one diverged": ("", [1.0, "diverged", 3.0], ["2.00 ± 1.41 (2/3) div.", ""]),
+        "all failed": ("3", ["failed"] * 3, ["failed", "3.0"]),
+        "all diverged": ("3", ["diverged"] * 3, ["div.", "3.0"]),
+        "none": ("3", [None] * 3, ["-", "3.0"]),
+    }
+    spec = spec_of(*(Row(label, paper={"CE": paper} if paper else {}) for label, (paper, _, _) in rows.items()))
+    shown = printed(made(tmp_path, spec, {(label, ""): values for label, (_, values, _) in rows.items()}), tmp_path)
+    assert {label: shown[label] for label in rows} == {label: expected for label, (_, _, expected) in rows.items()}
+
+
+def test_median(tmp_path: Path) -> None:
+    spec = spec_of(Row("a"))
+    spec.over = "median"
+    assert printed(made(tmp_path, spec, {("a", ""): [1.0, 2.0, 9.0]}), tmp_path)["a"][0].startswith("2.00 ±")
+
+
+def test_paper_of_a_choice(tmp_path: Path) -> None:
+    spec = spec_of(Row("a", grid=WEIGHTS, paper={"0.1": {"CE": "1.5±0.25"}, "0.2": {"CE": 7}}))
+    cells = table.fill(*made(tmp_path, spec, {("a", "0.1"): [1.0] * 3, ("a", "0.2"): [1.0] * 3}))
+    assert cells["paper"].tolist() == [1.5, 7.0] and cells["paper_std"].fillna(-1).tolist() == [0.25, -1]
+    assert cells["gap"].tolist() == [-0.5, -6.0]
+
+
+def test_delta_is_paired_by_seed(tmp_path: Path) -> None:
+    spec = spec_of(Row("base"), Row("a", against="base"), CE=Column("test/ce"), gain=Column("test/ce", delta=True))
+    shown = printed(made(tmp_path, spec, {("base", ""): [1.0, 5.0, 9.0], ("a", ""): [2.0, 6.1, 9.9]}), tmp_path)
+    assert shown["a"] == ["6.00 ± 3.95", "1.00 ± 0.10"] and shown["base"] == ["5.00 ± 4.00", "-"]
+
+
+def test_files(tmp_path: Path) -> None:
+    """Markdown, LaTeX and CSV; a table that was written before is replaced, and no temporary file stays."""
+    claim = Claim("it & they help", "test/ce", ["a_b"], "base", relation="<")
+    spec = spec_of(Row("base", paper={"CE": "3±1"}), Row("a_b"), claims=[claim])
+    spec.notes = ["a note"]
+    for shift in (0, 1):
+        root = tmp_path / str(shift)
+        _, wanted, found = made(root, spec, {("base", ""): [3.0 + shift, 4, 5], ("a_b", ""): [1.0, 1, 1]})
+        judged = [verdict(claim, spec, wanted, found)]
+        text = show(spec, wanted, found, table.fill(spec, wanted, found), judged, tmp_path / "out" / "name.of.it")
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["name.of.it.csv", "name.of.it.md", "name.of.it.tex"]
+    markdown, latex = (out / "name.of.it.md").read_text(), (out / "name.of.it.tex").read_text()
+    assert text == f"{markdown}{out}/name.of.it.md .tex .csv"
+    assert markdown.startswith("## Made up_100%\n") and "4.33 ± 0.58" in markdown and "4.00 ± 1.00" not in markdown
+    assert f"- **{judged[0].verdict}**: it & they help ({judged[0].why})" in markdown and "- a note" in markdown
+    assert "commit abc;" in markdown and "6.0 minutes of training" in markdown and "made up" in markdown
+    assert r"a\_b" in latex and r"4.33 $\pm$ 0.58" in latex and r"Made up\_100\%" in latex and r"\bottomrule" in latex
+    body = [line for line in latex.splitlines() if not line.startswith("%")]
+    assert "\n".join(body).count("&") == 2 * 3  # two separators in the head and in each row
+    assert any(line.startswith("% ") and claim.says in line for line in latex.splitlines())
+    cells = pd.read_csv(out / "name.of.it.csv")
+    assert cells["ours"].tolist() == pytest.approx([13 / 3, 1]) and cells["of_commit"].tolist() == ["abc"] * 2
+
+
+def test_mixed_commits_are_said(tmp_path: Path) -> None:
+    spec, wanted, found = made(tmp_path, spec_of(Row("a")), {("a", ""): [1.0, 1.0, 1.0]})
+    text = show(spec, wanted, found, table.fill(spec, wanted, found), [], tmp_path / "out" / "x")
+    assert "MIXED" not in text
+    found["0000000001"].finish(FACTS | {"commit": "def", "dirty": True})
+    text = show(spec, wanted, found, table.fill(spec, wanted, found), [], tmp_path / "out" / "x")
+    assert "commit abc, def with changes (MIXED" in text
+
+
+def test_quoted_numbers_stand_beside_the_papers(tmp_path: Path) -> None:
+    """Where a column has any, with as many decimals as it has; in the CSV too, which is as it was without any."""
+    columns = {"CE": Column("test/ce"), "other": Column("test/ce")}
+    spec = spec_of(Row("a", paper={"CE": 2}, quoted={"CE": 7.8}), Row("b", quoted={"CE": 30.25}), Row("c"), **columns)
+    lines = made(tmp_path, spec, {(name, ""): [1.0, 2.0, 3.0] for name in "abc"})
+    shown = printed(lines, tmp_path)
+    ours = "2.00 ± 1.00"
+    assert shown == {
+        "": ["CE", "CE paper", "CE quoted", "other"],
+        "a": [ours, "2 (+0.00) =", "7.80", ours],
+        "b": [ours, "", "30.25", ours],
+        "c": [ours, "", "", ours],
+    }
+    assert pd.read_csv(tmp_path / "out" / "name.csv")["quoted"].dropna().tolist() == [7.8, 30.25]
+    assert "- quoted: a number that the paper cites from other work\n" in (tmp_path / "out" / "name.md").read_text()
+    for row in spec.rows:
+        row.quoted = {}
+    assert printed(lines, tmp_path)[""] == ["CE", "CE paper", "other"]
+    assert "quoted" not in (tmp_path / "out" / "name.csv").read_text() + (tmp_path / "out" / "name.md").read_text()
+
+
+def test_a_column_can_be_read_in_its_own_way(tmp_path: Path) -> None:
+    columns = {"last": Column("test/ce"), "best": Column("test/ce", at="min test/ce"), "fifth": Column("test/ce", at="last5")}
+    columns |= {"gain": Column("test/ce", delta=True, at="max test/ce")}
+    spec, wanted, found = made(
+        tmp_path, spec_of(Row("base"), Row("a", against="base"), **columns), {(name, ""): [1.0] * 3 for name in ("base", "a")}
+    )
+    for identity in wanted[wanted["row"] == "a"]["id"].unique():
+        found[identity].log([{"step": 1, "test/ce": value} for value in (4.0, 2.0, 3.0)])
+    assert printed((spec, wanted, found), tmp_path)["a"] == ["3.00 ± 0.00", "2.00 ± 0.00", "3.00 ± 0.00", "3.00 ± 0.00"]
+    assert reading(spec, wanted)[1:] == [
+        "best: instead, the evaluation with min test/ce, chosen on the test set and so optimistic",
+        "fifth: instead, the evaluation with last5",
+        "gain: instead, the evaluation with max test/ce, chosen on the test set and so optimistic",
+    ]
+
+
+HELD, TEST = ("min valid/ce", ["d.valid=0.1"]), ("min test/ce", [])
+BY, ON = "is picked by valid/ce of runs with d.valid=0.1, then trained without it", "is picked on the test set, as the paper did:"
+TWO = "is picked by test/ce of runs with x=1 y=2, then trained without them: on the test set, so these numbers are optimistic"
+
+
+@pytest.mark.parametrize(
+    ("ways", "lines"),
+    [
+        ([("max test/accuracy", []), TEST], [f"λ {ON} the picked numbers are optimistic"]),
+        ([HELD], [f"λ {BY}"]),
+        ([("min valid/ce", [])], ["λ is picked by valid/ce"]),
+        (
+            [HELD, TEST, HELD, ("max test/ce", []), ("min test/ce", ["x=1", "y=2"])],
+            [f"λ of r0, r2 {BY}", f"λ of r1, r3 {ON} these numbers are optimistic", f"λ of r4 {TWO}"],
+        ),
+    ],
+)
+def test_how_λ_was_picked_is_said_for_each_way(ways: list[tuple[str, list[str]]], lines: list[str]) -> None:
+    rows = [Row(f"r{number}", grid=WEIGHTS, pick=pick, select=select) for number, (pick, select) in enumerate(ways)]
+    assert reading(spec_of(*rows), pd.DataFrame({"seed": [1]}))[1:] == lines

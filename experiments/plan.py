@@ -46,8 +46,8 @@ class Estimate:
 
 def kind(cfg: DictConfig) -> str:
     """What decides the cost of an epoch: two runs of one kind differ in seed, length, weights and learning rates only."""
-    keys = "dataset model norm probe batch_size drop_last balanced precision channels_last compile step deterministic".split()
-    values = {key: cfg.get(key) for key in keys}  # a stored run of older code lacks some
+    whole = {"dataset", "model", "norm", "probe", "batch_size", "drop_last", "balanced", "precision", "channels_last", "compile", "step"}
+    values = {key: cfg.get(key) for key in sorted(whole | {"deterministic"})}  # a stored run of older code lacks some
     parts = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()}
     profile = {key: cfg.profile[key] for key in ("train", "test", "steps", "embedded")}
     active = {name: node for name, node in cfg.method.items() if node.get("weight", 1) != 0}

@@ -61,6 +61,6 @@ def _mass(x: Tensor) -> Tensor:
 
 
 def w1_sampled(x: Tensor, rng: Generator) -> Tensor:
-    """W1 between each sample x [..., n] and as many draws from N(0, 1), [...]: as the paper measures it; 1.8 / sqrt n at a perfect match."""
+    """W1 between each sample x [..., n] and as many draws from N(0, 1), [...]: the paper's measure, 1.8 / sqrt n at a perfect match."""
     drawn = torch.empty(x.shape, dtype=x.dtype, device=x.device).normal_(generator=rng)
     return (x.sort(-1).values - drawn.sort(-1).values).abs().mean(-1)

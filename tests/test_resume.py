@@ -152,9 +152,18 @@ def test_kill_at_any_moment(start: Callable[..., Any], tmp_path: Path, every: in
     assert not any(runs.glob("*/*/.*"))
 
 
-@pytest.mark.parametrize(("words", "epochs"), [(TINY, 30), ([*TINY[2:], *small("resnet18")], 4)], ids=["net2c", "resnet18"])
+# With dropout, directions, learned offsets and groups of the optimizer: the whole of PER's protocol.
+PER = ["method=[per,vcl]", "norm=none", "optim.bias_lr=0.1", "optim.clip=1", "optim.clip_each=true", "optim.nesterov=true"]
+KILLED = {
+    "net2c": ([*TINY, "method=itdm_c"], 30),
+    "resnet18": ([*TINY[2:], *small("resnet18"), "method=itdm_c"], 4),
+    "cnn11": ([*TINY[2:], *small("cnn11"), *PER], 4),
+}
+
+
+@pytest.mark.parametrize(("words", "epochs"), KILLED.values(), ids=KILLED)
 def test_kill_of_the_real_command(tmp_path: Path, start: Callable[..., Any], words: list[str], epochs: int) -> None:
-    options = [*words, f"epochs={epochs}", "method=itdm_c", f"runtime.data_dir={tmp_path}"]
+    options = [*words, f"epochs={epochs}", f"runtime.data_dir={tmp_path}"]
     reference = start([*options, f"runtime.runs={tmp_path}/reference"], tmp_path / "log")
     runs = tmp_path / "runs"
     words = [sys.executable, "-m", "experiments.train", *options, f"runtime.runs={runs}"]

@@ -73,7 +73,7 @@ class Trainer:
         if cfg.channels_last:
             self.net.to(memory_format=torch.channels_last)
         self.compiled = torch.compile(net.features, dynamic=False) if cfg.compile else net.features
-        self.lr = cfg.optim.lr
+        self.lr = math.nan  # none is set yet
         parameters = groups([net, *self.regularizers.values()], cfg.optim, self.device)
         self.optimizer = SGD(parameters, momentum=cfg.optim.momentum, nesterov=cfg.optim.nesterov, fused=True)
         self.take_step = Replayed(self.step_on, self.rngs.values()) if cfg.step == "graph" else self.step_on
@@ -255,7 +255,7 @@ class Trainer:
         torch.set_rng_state(state["torch"].cpu())
         if state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
-        self.epoch, self.step, self.since = state["epoch"], state["step"], state["since"]
+        self.epoch, self.step, self.since, self.lr = state["epoch"], state["step"], state["since"], math.nan
         self.seconds, self.rows = state["seconds"], list(state["rows"])
 
 

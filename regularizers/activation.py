@@ -12,6 +12,7 @@ from regularizers.base import Pass, Regularizer
 
 REDUCTIONS, SPATIAL = ("sum", "mean"), ("units", "samples")
 MEASURES = ("loss", "rms", "share")
+SEEN = 16  # of a batch's samples are looked at for the log: all of them would cost as much as the penalty itself
 
 
 class ActivationPenalty(Regularizer):
@@ -19,8 +20,8 @@ class ActivationPenalty(Regularizer):
 
     batch_reduction: "sum" adds it to every sample as it is, as PER's algorithm 1 prints; "mean" divides by the samples, as its eq. 6.
     spatial: what a position of a map is: "units", part of its image's activation h_i in R^(C H W); "samples", an h_i in R^C of its own.
-    Logged for each tap: the mean penalty of a sample before the weight, the activations' RMS, and the length of what is added
-    over that of the gradient it is added to.
+    Logged for each tap, of the first 16 samples of each batch: the mean penalty before the weight, the activations' RMS, and the
+    share a / (a + g) of what is added, a and g being the lengths of that and of the gradient to which it is added.
     """
 
     edits = True
@@ -35,7 +36,10 @@ class ActivationPenalty(Regularizer):
         self.measured: list[Tensor] = []
 
     def pull(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For samples h [n, d] in float32: their penalties [n], whose gradient is scale, scalar or [n, 1], times direction [n, d]."""
+        """For samples h [n, d] in float32: the penalties of the first SEEN, and the gradient of the penalty as scale * direction.
+
+        scale is a scalar or [n, 1]; direction [n, d] is h itself or a new tensor, which is then written over.
+        """
         raise NotImplementedError
 
     def penalty(self, out: Pass, other: Pass | None) -> Tensor | None:
@@ -50,11 +54,10 @@ class ActivationPenalty(Regularizer):
         samples, incoming = (self.rows(one, h).float() for one in (h, gradient))
         loss, scale, direction = self.pull(samples)
         scale = self.weight * scale / (len(samples) if self.batch_reduction == "mean" else 1)
-        edited = torch.addcmul(incoming, direction, scale)
-        added = scale * torch.linalg.vector_norm(direction, dim=1, keepdim=True)
-        share = torch.linalg.vector_norm(added) / torch.linalg.vector_norm(incoming)
-        rms = torch.linalg.vector_norm(samples) / samples.numel() ** 0.5
-        self.measured[place] = torch.stack([loss.mean(), rms, share])
+        added = torch.linalg.vector_norm(scale[:SEEN] * direction[:SEEN] if scale.dim() else scale * direction[:SEEN])
+        share = added / (added + torch.linalg.vector_norm(incoming[:SEEN])).clamp(min=torch.finfo(torch.float32).tiny)
+        self.measured[place] = torch.stack([loss.mean(), samples[:SEEN].square().mean().sqrt(), share])
+        edited = torch.addcmul(incoming, direction, scale, out=None if direction is samples else direction)
         return self.unrows(edited, h).to(gradient.dtype)
 
     def logged(self) -> dict[str, Tensor]:
@@ -84,5 +87,5 @@ class Lp(ActivationPenalty):
 
     def pull(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.p == 1:
-            return torch.linalg.vector_norm(h, 1, dim=1), h.new_ones(()), h.sign()
-        return torch.linalg.vector_norm(h, dim=1).square(), h.new_full((), 2.0), h
+            return h[:SEEN].abs().sum(1), h.new_ones(()), h.sign()
+        return h[:SEEN].square().sum(1), h.new_full((), 2.0), h

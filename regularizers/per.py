@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from regularizers.activation import ActivationPenalty
+from regularizers.activation import SEEN, ActivationPenalty
 from regularizers.projection import DIRECTIONS, C, directions, kernel
 
 MODES = ("slices", "analytic")
@@ -46,14 +46,14 @@ class PER(ActivationPenalty):
         """Over all directions the penalty depends on the length of h alone (protocol sheet, 1.1.3)."""
         d = h.shape[1]
         square = torch.linalg.vector_norm(h, dim=1).square()
-        return C * (1 + square / d).sqrt(), (C / d * (1 + square / (d + 2)).rsqrt())[:, None], h
+        return C * (1 + square[:SEEN] / d).sqrt(), (C / d * (1 + square / (d + 2)).rsqrt())[:, None], h
 
     def projected(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        loss, direction = h.new_zeros(len(h)), None
+        loss, direction = h.new_zeros(len(h[:SEEN])), None
         for v, length in directions(self.directions, self.slices, h.shape[1], self.rng, h.device):
             p = h @ v.T / length
             e = torch.erf(p / math.sqrt(2)) / length
             direction = e @ v if direction is None else direction.addmm_(e, v)
-            loss += kernel(p).sum(1)
+            loss += kernel(p[:SEEN]).sum(1)
         assert direction is not None
         return loss / self.slices, h.new_full((), 1 / self.slices), direction

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.special import ndtr, ndtri
 
 C = math.sqrt(2 / math.pi)  # the kernel's value at 0
-BLOCK = 64  # directions that are held at a time: of a 32x32 map with 192 channels 256 would take 192 MiB
+BLOCK = 2**26  # numbers of directions that are held at a time, 256 MiB: a 64x64 map with 384 channels would need six times that
 DIRECTIONS = ("gaussian", "toeplitz")
 
 
@@ -20,23 +20,24 @@ def kernel(t: Tensor) -> Tensor:
 
 
 def directions(kind: str, slices: int, units: int, rng: Generator, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-    """`slices` random vectors, uniform in direction, as blocks: (v [k, units], their lengths [k]), k at most 64. float32.
+    """`slices` random vectors, uniform in direction, as blocks: (v [k, units], their lengths [k]), as many as fit. float32.
 
     gaussian: all of v is drawn. toeplitz: each vector is a window of one long Gaussian vector, mirrored unit by unit with signs that
     all windows share: by itself each is as Gaussian as before, so that every expectation over a direction is the same, for
     `units` and some draws instead of `slices` times `units`. The signs keep two windows of like activations from going together.
     """
+    most = max(1, BLOCK // units)
     if kind == "gaussian":
-        for start in range(0, slices, BLOCK):
-            v = torch.empty(min(BLOCK, slices - start), units, device=device).normal_(generator=rng)
+        for start in range(0, slices, most):
+            v = torch.empty(min(most, slices - start), units, device=device).normal_(generator=rng)
             yield v, torch.linalg.vector_norm(v, dim=1)
         return
     shift = max(1, units // slices)
     long = torch.empty(units + shift * (slices - 1), device=device).normal_(generator=rng)
     signs = torch.empty(units, device=device).bernoulli_(generator=rng).mul_(2).sub_(1)
     windows = long.unfold(0, units, shift)
-    for start in range(0, slices, BLOCK):
-        v = windows[start : start + BLOCK] * signs
+    for start in range(0, slices, most):
+        v = windows[start : start + most] * signs
         yield v, torch.linalg.vector_norm(v, dim=1)
 
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from experiments.bench import gpu, rows, start
 from experiments.bench.__main__ import PARTS, main, table
-from experiments.bench.configs import Asked, on_gpu, split
+from experiments.bench.configs import VARIANTS, Asked, on_gpu, split
 from experiments.bench.sides import suite
 from experiments.cli import RunFailed
 from experiments.config import ConfigError, options
@@ -59,15 +59,19 @@ def printed(tmp_path_factory):
 def test_table_has_all_rows_with_finite_ratios(printed):
     done, found, _ = printed
     assert METHODS
-    timed = [row for row in found if row["id"] == "C5"]
-    assert [row["what"] for row in timed] == [*(f"net2c b20, {name}" for name in METHODS), "MMD at once"]
+    timed = [row for row in found if row["ms a"]]
+    assert [row["what"] for row in timed] == [*(f"net2c b20, {name}" for name in (*METHODS, *VARIANTS)), "MMD at once"]
+    assert {row["what"].removeprefix("net2c b20, ") for row in timed if row["id"] == "C4"} == {"per", "per analytic", "per toeplitz"}
+    assert {row["what"].removeprefix("net2c b20, ") for row in timed if row["id"] == "C7"} == {"vcl", "l1", "l2", "bn"}
+    assert {row["id"] for row in timed} == {"C4", "C5", "C7"}
+    assert {row["what"]: row["over"] for row in timed}["net2c b20, bn"] == "no norm"
     counted = [row["what"] for row in found if row["id"] == "C8"]
     assert counted == [f"net2c, {name}" for name in ("suite", *METHODS, "optimizer")] + ["MMD at once"]
     assert [row["what"] for row in found if row["id"] == "C9"] == [f"net2c, {name}" for name in ("suite", *METHODS)]
     assert len(done.stderr.splitlines()) == len(found)  # a line for each, as it is measured
     for row in found:
         assert row["what"] in done.stdout
-        finite(row, *(("ms a", "ms b") if row["id"] == "C5" else ("count a", "count b")))
+        finite(row, *(("ms a", "ms b") if row in timed else ("count a", "count b")))
     assert max(map(len, done.stdout.splitlines())) <= 130
 
 
@@ -164,12 +168,14 @@ def test_start_says_why_there_was_no_step(code, ended, monkeypatch):
 
 
 def test_rows_name_methods_and_pass_their_options_on():
-    methods, common, own = split(["method=[itdm_c,label_smoothing]", "method.itdm_c.weight=0.8", "model=net2c"])
-    assert (methods, common, own) == (["itdm_c", "label_smoothing"], ["model=net2c"], {"itdm_c": ["method.itdm_c.weight=0.8"]})
-    assert Asked(common, methods, own).method("net2c", "itdm_c").method.itdm_c.weight == 0.8
+    names, common, own = split(["method=[itdm_c,label_smoothing]", "method.itdm_c.weight=0.8", "model=net2c"])
+    assert (names, common, own) == (["itdm_c", "label_smoothing"], ["model=net2c"], {"itdm_c": ["method.itdm_c.weight=0.8"]})
+    assert Asked(common, names, own).method("net2c", "itdm_c").method.itdm_c.weight == 0.8
     assert split(["method=vanilla"])[0] == []
-    with pytest.raises(ConfigError, match="nonsense is not known; allowed: itdm_c, "):
+    with pytest.raises(ConfigError, match=r"nonsense is not known; allowed: itdm_c, .*per analytic, "):
         split(["method=nonsense"])
+    with pytest.raises(ConfigError, match="bn is not known; allowed: itdm_c, "):
+        split(["method.bn.weight=1"])
 
 
 def test_overrides_hold_for_all_rows_and_a_row_has_the_last_word():

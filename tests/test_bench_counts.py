@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor
 
-from experiments.bench import rows, sides
+from experiments.bench import methods, sides
 from experiments.bench.configs import Asked
 from experiments.bench.counts import count, forward_gflop, kept, usual_count
 from experiments.train import make_trainer
+from regularizers import activation
+from regularizers.activation import ActivationPenalty
 
 ONE = ["runtime.threads=1", "runtime.device=cpu"]
 
@@ -32,14 +36,27 @@ def test_count_sees_operations_and_host_reads():
     assert count(lambda: (leaf * 2).sum().backward())[0] >= 3  # the backward is counted too
 
 
-def test_kept_counts_each_storage_once_and_no_weights():
-    net = nn.Linear(10, 10)
-    x, y = torch.ones(5, 10, requires_grad=True), torch.ones(10, requires_grad=True)
-    assert kept(lambda: net(x).sum().backward(), net) == 4 * 50  # the input
-    assert kept(lambda: net(x).sum().backward(), None) == 4 * (50 + 100)
-    assert kept(lambda: net(x.exp()).relu().sum().backward(), net) == 4 * (50 + 50)  # exp's and relu's results; the first is the input too
-    assert kept(lambda: (y * y).sum().backward(), None) == 4 * 10
-    assert torch.equal(y.grad, 4 * torch.ones(10))  # two steps of it
+def test_kept_counts_what_is_made_and_held_once_whoever_holds_it():
+    weight, x = torch.ones(10, 10, requires_grad=True), torch.ones(5, 10)
+    held: list[Tensor] = []
+
+    def step(use, hook=None):
+        h = (x @ weight).exp()
+        if hook is not None:
+            h.register_hook(hook(h.detach()))
+        use(h).backward()
+
+    loss, matrix = 4 + 4, 4 * 50  # the sum, and its own gradient of 1
+    assert kept(lambda: step(torch.sum)) == matrix + loss  # exp's result; x and the weights were there before
+    assert kept(lambda: step(lambda h: h.view(10, 5).t().neg().sum())) == matrix + loss  # a view is no storage
+    assert kept(lambda: step(lambda h: (h * x.view(5, 10)).sum())) == matrix + loss  # nor is one of what was there before
+    assert kept(lambda: step(lambda h: h.neg().relu_().sum())) == 2 * matrix + loss  # relu's result, in place
+    assert kept(lambda: step(lambda h: h.sin().sum())) == matrix + loss  # sin's input is exp's result
+    assert kept(lambda: step(lambda h: h.sin().cos().sum())) == 2 * matrix + loss
+    assert kept(lambda: step(torch.sum, lambda h: partial(torch.add, h))) == matrix + loss  # the hook's h is exp's result too
+    assert kept(lambda: step(torch.sum, lambda h: partial(torch.add, h.clone()))) == 2 * matrix + loss  # this one is its own
+    assert kept(lambda: step(lambda h: held.append(h.neg()) or h.sum())) == 2 * matrix + loss
+    assert torch.equal(weight.grad[0], weight.grad[1])
 
 
 @pytest.mark.parametrize(
@@ -79,11 +96,44 @@ def test_calls_of_the_optimizer():
 
 
 def test_a_step_keeps_no_more_for_its_backward_than_the_minimal_loop(plain):
-    loop = sides.peer(RESNET.cfg("resnet18"))
-    ours, theirs = kept(plain.step, plain.net), kept(loop.step, loop.net)
+    ours, theirs = kept(plain.step), kept(sides.peer(RESNET.cfg("resnet18")).step)
     assert 20 * 2**20 < theirs < ours * 1.1
     assert ours <= 1.1 * theirs
 
 
+# PER keeps nothing: what its directions take (350,460 units each), and even a copy of the smallest activation, would show.
+
+CNN11 = Asked(["batch_size=4", *ONE], own={"per": ["method.per.slices=8"]})
+CALLS = {"per": 450, "per toeplitz": 490, "per analytic": 330, "l1": 260, "l2": 260}  # with one block of directions; vanilla: 104
+EDITS = (*CALLS,)
+
+
+@pytest.fixture(scope="module")
+def vanilla():
+    return kept(sides.suite(CNN11.cfg("cnn11")).step)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_penalties_on_activations_keep_nothing(name, vanilla):
+    log = 4 * 3  # three zeros, until the backward has measured
+    assert vanilla > 4 * 4 * 350_460
+    assert kept(sides.suite(CNN11.method("cnn11", name)).step) == vanilla + log
+
+
+def test_a_penalty_that_keeps_something_is_seen(vanilla, monkeypatch):
+    monkeypatch.setattr(ActivationPenalty, "edit", lambda self, h, place, gradient: gradient)
+    monkeypatch.setattr(activation, "partial", lambda edit, h, place: partial(edit, h.clone(), place))
+    cloned = kept(sides.suite(CNN11.method("cnn11", "l2")).step)
+    assert cloned >= vanilla + 4 * 4 * 350_460
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_penalties_on_activations_do_not_read(name):
+    calls, reads = usual_count(sides.suite(CNN11.method("cnn11", name)).step)
+    assert reads == 0
+    assert calls <= CALLS[name]
+
+
 def test_gates_are_those_of_the_table():
-    assert rows.CALLS_GOOD == {"suite": "a <= 190", "itdm_c": "a <= 520"}
+    assert methods.CALLS_GOOD == {"suite": "a <= 190", "itdm_c": "a <= 520"}
+    assert {*methods.KEPT_GOOD} == {*EDITS}

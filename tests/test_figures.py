@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import shutil
 import statistics
@@ -20,13 +21,15 @@ from omegaconf import OmegaConf
 from experiments import store
 from experiments.cli import CONF, main
 from experiments.config import ConfigError, Runtime, options
-from experiments.figure import DPI, Runs, run
+from experiments.figure import DPI, Runs, missing, run
 from experiments.figures import collapse, curves, tsne, weights
 from experiments.spec import Column, Row, Table
 
 Figure = Callable[..., int]
 SMALL = ["profile=smoke", "profile.steps=1", "profile.test=30", "batch_size=10"]
 END = f"-{'-'.join(SMALL)}"  # of the names of the files
+ALONE = ["per_1", "per_3", "per_minimiser"]  # figures that have no runs, and are computed
+MEASURED = ["per_timing"]  # that have no runs, and measure this machine
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def figure(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Figur
     def call(name: str, *words: str, runs: Path = runs) -> int:
         fixed = [*SMALL, "runtime.threads=1", "runtime.device=cpu", f"runtime.data_dir={tmp_path}", f"runtime.runs={runs}"]
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-        monkeypatch.setattr(sys, "argv", ["figure", f"figure={name}", f"out={tmp_path}/out", *fixed, *words])
+        monkeypatch.setattr(sys, "argv", ["figure", *([f"figure={name}"] if name else []), f"out={tmp_path}/out", *fixed, *words])
         try:
             main(run, "figures")
         except SystemExit as end:
@@ -61,7 +64,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("name", options("figure"))
+@pytest.mark.parametrize("name", [name for name in options("figure") if name not in ALONE + MEASURED])
 def test_every_figure_draws_its_runs(name: str, figure: Figure, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert figure(name) == 0
     out = tmp_path / "out" / f"{name}{END}"
@@ -86,6 +89,38 @@ def test_every_figure_draws_its_runs(name: str, figure: Figure, runs: Path, tmp_
     assert plotted and all(row["of_profile"] == "smoke" and row["of_seed"] == "1" for row in plotted)
     for row in plotted:
         assert (row["kind"] in ("point", "silhouette")) if "kind" in row else ((row["metric"], float(row["value"])) in measured)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_figures_without_runs_are_computed(name: str, figure: Figure, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert figure(name, "launch=false") == 0
+    out, text = tmp_path / "out" / f"{name}{END}", capsys.readouterr().out
+    title = OmegaConf.load(CONF / "figure" / f"{name}.yaml").title
+    options = {key: value for key, value in OmegaConf.load(CONF / "figure" / f"{name}.yaml").draw.items() if key != "_target_"}
+    said = " ".join(f"{key}={value}" for key, value in options.items())
+    assert text.startswith(f"## {title}\n\n- ") and text.endswith(f"{out}.png .csv .md\n")
+    assert f"- asked for besides, without effect: {' '.join(SMALL)}\n- no runs: computed from {said}\n- commit " in text
+    assert ", 1 threads; torch " in text and Path(f"{out}.md").read_text() + f"\n{out}.png .csv .md\n" == text
+    assert 3 * DPI <= size(Path(f"{out}.png"))[0] <= 9 * DPI
+    rows = read(Path(f"{out}.csv"))
+    assert len(rows) > 100 and all(row["of_options"] == said and row["of_commit"] and row["of_torch"] for row in rows)
+    before = Path(f"{out}.csv").read_bytes()
+    assert figure(name) == 0 and Path(f"{out}.csv").read_bytes() == before
+
+
+def test_a_figure_without_runs_has_no_plan_and_no_parts(figure: Figure, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert figure("per_3", "plan=true") == 0
+    assert capsys.readouterr().out.endswith(": the plan\n\n- nothing to train: this figure has no runs, it is computed when it is drawn\n")
+    assert figure("per_3", "only=[Huber]") == 2
+    assert capsys.readouterr().err == "retable: only: this figure has no runs, so no row or column with Huber in its name; leave it out\n"
+    assert figure("per_3", "figure.draw.points=few") == 2
+    assert capsys.readouterr().err == "retable: figure.draw.points: few is not allowed; it must be a whole number\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_chosen_is_one_line(figure: Figure, capsys: pytest.CaptureFixture[str]) -> None:
+    assert figure("") == 2
+    assert capsys.readouterr().err.startswith("retable: figure: nothing is chosen; allowed: demo, ")
 
 
 def stored(root: Path, name: str, rows: list[dict[str, float]]) -> store.Run:
@@ -220,6 +255,25 @@ def test_missing_and_failed_runs_are_said(figure: Figure, runs: Path, tmp_path: 
     said = capsys.readouterr()
     assert "MISSING 2 of 6 runs" in said.out and "RuntimeError: lightning" in said.err
     assert size(tmp_path / "out" / f"demo{END}.png") == (1125, 390)
+
+
+def test_trials_are_missing_unless_they_ended(tmp_path: Path) -> None:
+    """A trial that diverged has ended; another run that did has no place in the picture."""
+    states = {"done": {}, "diverged": {"diverged": "nan"}, "resumable": None}
+    lines, found = [], {}
+    for (state, result), trial in itertools.product(states.items(), (True, False)):
+        one = store.Run(tmp_path / f"{state}{trial}")
+        one.path.mkdir()
+        (one.path / "checkpoint.pt").touch()
+        if result is not None:
+            one.finish(result)
+        found[one.path.name] = one
+        lines.append({"row": state, "choice": "1", "column": "c", "seed": 2, "trial": trial, "id": one.path.name})
+    trials = "resumable, λ = 1 seed 2 (c, to choose λ)"
+    assert missing(pd.DataFrame(lines), found) == [
+        f"MISSING 3 of 6 runs: diverged, λ = 1 seed 2 (c); {trials}; resumable, λ = 1 seed 2 (c)"
+    ]
+    assert missing(pd.DataFrame(lines[:3]), found) == []
 
 
 def test_an_unknown_figure_is_one_line() -> None:

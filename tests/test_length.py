@@ -135,6 +135,16 @@ def test_milestones_in_iterations_fall_within_epochs() -> None:
     assert found == pytest.approx([0.1] * 2 + [0.05] * 4 + [0.025] * 4)
 
 
+def test_a_warm_up_that_ends_with_an_epoch_ends_after_a_resume_too() -> None:
+    words = ["epochs=2", "optim.lr=0.1", "schedule.at=[0,5]", "schedule.factor=[0.1,10]", "schedule.by=iteration"]
+    whole, resumed = train(*words, epochs=1), trainer(*words)
+    resumed.load(whole.state())
+    for made in (whole, resumed):
+        made.train_epoch()
+        assert [row["lr"] for row in made.rows] == pytest.approx([0.01, 0.1])
+        assert [float(group["lr"]) for group in made.optimizer.param_groups] == pytest.approx([0.1])
+
+
 def test_constant_schedule() -> None:
     assert rates("schedule=constant", "epochs=3", "optim.lr=0.03") == pytest.approx([0.03] * 3)
     assert constant(17, 170, []) == 1

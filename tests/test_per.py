@@ -239,7 +239,12 @@ def test_what_is_logged() -> None:
         assert list(logged) == ["loss", "rms", "share"] and all(value.shape == (1,) for value in logged.values())
         assert logged["loss"].item() == pytest.approx(float(loss), rel=1e-5)
         assert logged["rms"].item() == pytest.approx(float(h.square().mean().sqrt()), rel=1e-5)
-        assert logged["share"].item() == pytest.approx(float(0.5 * pull.norm() / incoming.norm()), rel=1e-5)
+        added = float(0.5 * pull.norm())
+        assert logged["share"].item() == pytest.approx(added / (added + float(incoming.norm())), rel=1e-5)
+        edited(method, h, torch.zeros_like(h))  # Fixup starts without any gradient
+        assert method.logged()["share"].item() == 1
+    edited(method := Lp(0.5, 2), torch.zeros(4, 50), torch.zeros(4, 50))
+    assert method.logged()["share"].item() == 0
 
 
 def test_rows_have_a_value_for_each_tap() -> None:
@@ -272,7 +277,7 @@ def test_bf16_activations_are_pulled_in_float32() -> None:
 
 
 def test_vcl_by_hand() -> None:
-    z = sample(12, 3, 4, 4, seed=2) * 2 + 1
+    z = sample(12, 3, 4, 4, seed=2).requires_grad_() * 2 + 1
     method = VCL(0.5, samples=5)
     method.setup(passed(pre=(z, z[:, :2])))
     assert [tuple(beta.shape) for beta in method.beta] == [(3, 4, 4), (2, 4, 4)]
@@ -301,26 +306,42 @@ def test_vcl_s_special_cases() -> None:
 
 
 def test_vcl_s_gradient_reaches_beta_and_the_first_samples_alone() -> None:
-    leaf = sample(25, 3, 4, 4).requires_grad_()
-    z = leaf * 2
-    method = VCL(1)
-    method.setup(passed(pre=(z,)))
-    penalty = method.penalty(passed(pre=(z,)), None)
+    """Against autograd in float64 through the loss as it is written, torch's variance and all."""
+    leaves = [sample(25, 3, 4, 4).requires_grad_(), sample(25, 6, seed=4).requires_grad_()]
+    incoming = [sample(25, 3, 4, 4, seed=2), sample(25, 6, seed=3)]
+    pre = tuple(leaf * 2 for leaf in leaves)
+    method = VCL(0.7)
+    method.setup(passed(pre=pre))
+    with torch.no_grad():
+        for beta in method.beta:
+            beta.copy_(torch.rand(beta.shape, generator=Generator().manual_seed(1)) + 0.5)
+    penalty = method.penalty(passed(pre=pre), None)
     assert penalty is not None
-    penalty.backward()
-    assert leaf.grad is not None and leaf.grad[:10].flatten(1).any(1).all() and not leaf.grad[10:].any()
-    beta = method.beta[0]
-    assert beta.grad is not None and beta.grad.all()
-    with torch.enable_grad():
-        double = [beta.detach().double().requires_grad_(), z.detach().double()]
-        assert torch.autograd.gradcheck(lambda one: vcl(double[1][:5], double[1][5:10], one), (double[0],))
+    rest = [(z * one).sum() for z, one in zip(pre, incoming, strict=True)]
+    torch.stack([*rest, penalty]).sum().backward()
+
+    plain = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    betas = [beta.detach().double().requires_grad_() for beta in method.beta]
+    layers = []
+    for z, beta in zip((2 * leaf for leaf in plain), betas, strict=True):
+        layers.append((1 - z[:5].var(0) / (z[5:10].var(0) + beta)).square().mean())
+    total = 0.7 * sum(layers)
+    assert penalty.item() == pytest.approx(total.item(), rel=1e-6)
+    wanted = torch.autograd.grad(total, [*plain, *betas])
+    for leaf, one, gradient in zip(leaves, incoming, wanted[:2], strict=True):
+        assert leaf.grad is not None and gradient[:10].flatten(1).any(1).all() and not gradient[10:].any()
+        torch.testing.assert_close(leaf.grad[:10], (2 * one[:10] + gradient[:10]).float(), rtol=1e-4, atol=1e-6)
+        assert torch.equal(leaf.grad[10:], 2 * one[10:])
+    for beta, gradient in zip(method.beta, wanted[2:], strict=True):
+        assert beta.grad is not None and beta.grad.all()
+        torch.testing.assert_close(beta.grad, gradient.float(), rtol=1e-4, atol=1e-7)
 
 
 def test_vcl_of_small_batches() -> None:
     method = VCL(1)
     method.setup(passed(pre=(sample(4, 6),)))
     assert method.penalty(passed(pre=(sample(3, 6),)), None) is None
-    z = sample(7, 6)
+    z = sample(7, 6).requires_grad_()
     found = method.penalty(passed(pre=(z,)), None)
     assert found is not None and found.item() == pytest.approx(vcl(z[:3], z[3:6], torch.ones(6)).item())
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import re
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from experiments import store
 from experiments.bench.changes import changes
-from experiments.bench.configs import Asked, key, on_gpu, split
+from experiments.bench.configs import VARIANTS, Asked, key, on_gpu, split
+from experiments.bench.machine import machine
 from experiments.cli import BAD_INPUT, RunFailed, one_line, stop
 from experiments.config import ConfigError
 
@@ -32,7 +29,8 @@ compile    torch.compile against eager; only on a GPU or when named
 Without a PART: all. The two sides of a row take turns in one process.
 rounds=7   paired rounds of a row, at least 7      csv=FILE  where the table goes too: runs/bench.csv
 steps=N    steps of a side in a round; without it as many as take half a second, at least 1
-The overrides are those of experiments.train, for all rows; method=[NAME,...] leaves out the other methods."""
+The overrides are those of experiments.train, for all rows; method=[NAME,...] leaves out the other methods (besides those of conf/method
+there are {})."""
 PARTS = ("end", "use", "input", "step", "methods", "precision", "compile", "counts", "start", "sweep", "gpu")
 TIMES = ("id", "what", "over", "ratio", "q1", "q3", "good", "ms a", "ms b", "note")
 COUNTS = ("id", "what", "over", "ratio", "good", "count a", "count b", "unit", "reads a", "reads b", "note")
@@ -51,7 +49,8 @@ def bench(arguments: list[str]) -> None:
             raise ConfigError(f"{name}: {own[name]} is not allowed; it must be a whole number of at least {least}")
     methods, common, of_method = split([word for word in arguments if word not in parts and key(word) not in own])
     asked = Asked(common, methods, of_method, int(own.get("rounds", 7)), int(own["steps"]) if "steps" in own else None)
-    cfgs = [asked.cfg(model) for model in asked.models("net5c", "net2c", "resnet18")]  # what is wrong shows before anything is measured
+    # What is wrong shows before anything is measured.
+    cfgs = [asked.cfg(model) for model in asked.models("net5c", "net2c", "resnet18", "cnn11")]
     for name in methods:
         asked.method(asked.models("net5c")[0], name)
     path = Path(own.get("csv", "runs/bench.csv"))
@@ -72,28 +71,6 @@ def bench(arguments: list[str]) -> None:
     print(table(measured))
     print(textwrap.fill(", ".join(f"{name} {value}" for name, value in about.items()), 130, break_on_hyphens=False))
     save(path, measured, about)
-
-
-def machine(cfg: DictConfig) -> dict[str, Any]:
-    """What a ratio depends on besides the code."""
-    import torch
-
-    from experiments.provenance import commit, device_name
-    from experiments.train import make_trainer
-
-    make_trainer(cfg)  # sets the number of threads
-    device = device_name(torch.device("cuda" if on_gpu(cfg) else "cpu"))
-    threads = {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
-    return {"device": device, **threads, "bf16 units": units(), "torch": torch.__version__, **commit()}
-
-
-def units() -> str:
-    """What the CPU has for bfloat16: on one without, bf16 is slower than fp32."""
-    info = Path("/proc/cpuinfo")
-    flags = re.search(r"^(?:flags|Features)\s*:(.*)", info.read_text(), re.M) if info.exists() else None
-    names = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX", "bf16": "BF16"}
-    found = [name for flag, name in names.items() if flags and flag in flags[1].split()]
-    return "+".join(found) or ("none" if flags else "unknown")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -122,7 +99,7 @@ def save(path: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> N
 def main() -> None:
     arguments = sys.argv[1:]
     if {"-h", "--help"} & {*arguments}:
-        print(USAGE)
+        print(USAGE.format(", ".join(VARIANTS)))
         return
     try:
         if arguments[:1] == ["compare"]:

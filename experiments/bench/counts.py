@@ -1,4 +1,4 @@
-"""What a step does, counted: operations sent to the device, host reads, bytes kept for the backward, arithmetic."""
+"""What a step does, counted: operations sent to the device, host reads, bytes held for the backward, arithmetic."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from experiments.bench.sides import Row, Side
 from experiments.config import build
@@ -52,21 +54,39 @@ def usual_count(step: Callable[[], object]) -> tuple[int, int]:
     return sorted(calls)[1], sorted(reads)[1]
 
 
-def kept(step: Callable[[], object], net: nn.Module | None) -> int:
-    """Bytes that a step keeps for its backward, each storage once; the network's weights are there anyway and are left out."""
+def kept(step: Callable[[], object]) -> int:
+    """Bytes that a step has made and still holds when its backward begins, each storage once.
+
+    Whoever holds them, and for whatever reason: autograd what its formulas need, a hook what its function refers to, the step its own
+    variables. What was there before, such as the weights, is left out.
+    """
     step()  # a first one may still lay out the weights anew
-    weights = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()} if net else set()
-    storages: dict[int, int] = {}
+    made: dict[int, StorageWeakRef] = {}
+    found: list[int] = []
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself could be the operation's own result, which would keep itself alive
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if not found and torch._C._current_graph_task_id() >= 0:  # the first operation of the backward
+                found.append(sum(map(_alive, made.values())))
+            result = func(*args, **(kwargs or {}))
+            if not found:
+                known = {one._cdata for one in _storages((args, kwargs))}  # a view, or an operation in place, makes nothing
+                made.update({one._cdata: StorageWeakRef(one) for one in _storages(result) if one._cdata not in known})
+            return result
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with Watch():
         step()
-    return sum(storages.values())
+    return found[0]
+
+
+def _storages(values: Any) -> list[UntypedStorage]:
+    return [one.untyped_storage() for one in tree_leaves(values) if isinstance(one, Tensor)]
+
+
+def _alive(storage: StorageWeakRef) -> int:
+    """Its bytes, 0 if nobody holds it any more."""
+    found = UntypedStorage._new_with_weak_ptr(storage.cdata)
+    return 0 if found is None else found.nbytes()
 
 
 def forward_gflop(cfg: DictConfig, shape: tuple[int, ...], num_classes: int) -> float:
@@ -90,8 +110,8 @@ def calls_row(what: str, over: str, good: str, sides: tuple[Side, Side]) -> Row:
 
 
 def kept_row(what: str, over: str, good: str, sides: tuple[Side, Side], batch_size: int) -> Row:
-    """Bytes per image kept for the backward by the first side's step over the second's."""
-    a, b = (kept(side.step, side.net) // batch_size for side in sides)
+    """Bytes per image held when the backward of the first side's step begins over the second's."""
+    a, b = (kept(side.step) // batch_size for side in sides)
     return _row("C9", what, over, good, a, b, "bytes/image")
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from data.augment import crop_flip
+from data.augment import prepared
 from data.bundle import Bundle
 from experiments import store
-from experiments.bench.peers import loader_passes, usual_loop
+from experiments.bench.peers import crops, loader_passes, usual_loop
 from experiments.bench.sides import Side, images
 from experiments.board import open_board
 from experiments.cli import RunFailed
@@ -30,7 +30,7 @@ EPOCHS = ("evaluate.every=null", "epochs=100000", "balanced=false")
 
 def sized(cfg: DictConfig, bundle: Bundle, train: int | None) -> Bundle:
     """The bundle with so many training images, its own over and over, and a fifth as many test images. None: its own training images."""
-    counts = {"train": train or len(bundle.splits["train"][1])}
+    counts = {"train": train or len(images(cfg, bundle).splits["train"][1])}
     counts["test"] = max(1, counts["train"] // 5)
     splits = {}
     for split, count in counts.items():
@@ -39,7 +39,7 @@ def sized(cfg: DictConfig, bundle: Bundle, train: int | None) -> Bundle:
         splits[split] = x[chosen], y[chosen]
     augment = bundle.augment
     if augment is not None:  # it has the images
-        augment = crop_flip(splits["train"][0], cfg.dataset.get("padding", 0), cfg.dataset.get("flip", False))
+        augment = prepared(crops(splits["train"][0], cfg), bundle.prepare)
     return replace(bundle, splits=splits, augment=augment)
 
 
@@ -61,7 +61,7 @@ def whole_suite(cfg: DictConfig, train: int | None) -> Side:
 
     endless = epochs()
     warm = 1 if cfg.step == "eager" else 2
-    return Side(lambda: next(endless), trainer.device, cfg.precision == "tf32", warm, endless.close, net)
+    return Side(lambda: next(endless), trainer.device, cfg.precision == "tf32", warm, endless.close)
 
 
 def usual(cfg: DictConfig, train: int | None) -> Side:
@@ -69,7 +69,7 @@ def usual(cfg: DictConfig, train: int | None) -> Side:
     made = make_trainer(cfg)
     net = build(cfg.model, "model")(num_classes=made.bundle.num_classes).to(made.device)
     endless = usual_loop(net, sized(cfg, images(cfg, made.bundle), train), cfg)
-    return Side(lambda: next(endless), made.device, True, 1, endless.close, net)  # torch's default on a GPU: TF32 convolutions
+    return Side(lambda: next(endless), made.device, True, 1, endless.close)  # torch's default on a GPU: TF32 convolutions
 
 
 def resident(cfg: DictConfig, bundle: Bundle) -> Side:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
-from data.bundle import Bundle
+from data.augment import crop_flip
+from data.bundle import Augment, Bundle
 
 
 def statistics(bundle: Bundle) -> tuple[Tensor, Tensor]:
@@ -25,19 +26,25 @@ def statistics(bundle: Bundle) -> tuple[Tensor, Tensor]:
     return -black * std, std
 
 
+def crops(images: Tensor, cfg: DictConfig) -> Augment:
+    """The config's crop and flip of these images, raw."""
+    return crop_flip(images, cfg.dataset.get("padding", 0), cfg.dataset.get("flip", False))
+
+
 def minimal_loop(net: nn.Module, bundle: Bundle, orders: Iterable[Tensor], rng: torch.Generator, cfg: DictConfig) -> Iterator[Tensor]:
     """The training loop that one would write by hand for this network on data in memory. Yields each step's loss.
 
-    orders: the samples of each batch. The bundle's images, labels and augmentation are used, of the trainer nothing.
+    orders: the samples of each batch. The bundle's images and labels are used, of the trainer nothing.
     """
     images, labels = bundle.splits["train"]
+    augment = None if bundle.augment is None else crops(images, cfg)
     mean, std = statistics(bundle)
     net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         net.parameters(), lr=cfg.optim.lr, momentum=cfg.optim.momentum, weight_decay=cfg.optim.weight_decay, fused=True
     )
     for chosen in orders:
-        raw = images[chosen] if bundle.augment is None else bundle.augment(chosen, rng)
+        raw = images[chosen] if augment is None else augment(chosen, rng)
         x = raw.to(memory_format=torch.channels_last).float().sub(mean).div(std)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
             logits = net(x)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from experiments.bench import counts, gpu
+from experiments.bench import counts, gpu, methods
 from experiments.bench.configs import Asked, on_gpu, title
 from experiments.bench.epochs import EPOCHS, in_turn, loaded, resident, side_by_side, sized, usual, whole_suite
-from experiments.bench.sides import Row, compare, convolution, matching, noted, optimizer, peer, suite
+from experiments.bench.sides import Row, compare, convolution, noted, peer, suite
 from experiments.bench.start import start_rows
 from experiments.train import make_trainer
 
@@ -15,7 +15,6 @@ from experiments.train import make_trainer
 END_GOOD = {"net2c": ">= 3.3", "net5c": ">= 2.2", "resnet18": ">= 1.9"}
 END_IMAGES = {"net2c": 6000, "net5c": 600}  # of an epoch, so that it takes seconds; 384 for a model that is not here
 USE_GOOD = {"net5c": ">= 0.75", "resnet18": ">= 0.8"}
-CALLS_GOOD = {"suite": "a <= 190", "itdm_c": "a <= 520"}  # of resnet18
 INPUT_IMAGES = 10_000  # far more than what a core's caches hold
 # [batch, channels, size, size] of the convolutions whose best rate stands for what the machine can do
 SHAPES = ((64, 64, 32), (64, 128, 16), (64, 256, 8), (64, 256, 16), (150, 128, 28), (150, 256, 14))
@@ -78,21 +77,6 @@ def step_rows(asked: Asked) -> Iterator[Row]:
         yield compare("b", f"{title(model, cfg)}, suite", "minimal loop", "<= 1.03", (suite(cfg), peer(cfg)), asked)
 
 
-def method_rows(asked: Asked) -> Iterator[Row]:
-    """What each method costs, and what ITDM-c's MMD would cost in a loop."""
-    (model,) = asked.models("net5c")
-    pairs = [(model, name) for name in asked.methods]
-    if not asked.given("model") and "itdm_c" in asked.methods:
-        pairs.append(("resnet18", "itdm_c"))
-    for model, name in pairs:
-        plain, cfg = asked.cfg(model), asked.method(model, name)
-        good = "<= 2.05" if name.startswith("itdm") else "lower"
-        yield compare("C5", f"{title(model, cfg)}, {name}", "vanilla", good, (suite(cfg), suite(plain)), asked)
-    cfg = asked.cfg(*asked.models("net5c"))
-    sides = matching(cfg, loop=False), matching(cfg, loop=True)
-    yield compare("C5", "MMD at once", "class by class", "lower", sides, asked)
-
-
 def precision_rows(asked: Asked) -> Iterator[Row]:
     """Number formats and memory layouts; NHWC is channels_last."""
     for model in asked.models("resnet18", "net5c"):
@@ -119,27 +103,6 @@ def compile_rows(asked: Asked) -> Iterator[Row]:
             yield compare("d", f"{title(model, on)}, compiled", "not compiled", "lower", (suite(on), suite(off)), asked)
 
 
-def count_rows(asked: Asked) -> Iterator[Row]:
-    """What predicts a GPU's step without one: operations, host reads, memory."""
-    (model,) = asked.models("resnet18")
-    small = [] if asked.given("batch_size") else ["batch_size=20"]  # calls, and bytes per image, are those of any batch
-    cfg = asked.cfg(model, *small)
-    target = CALLS_GOOD if model == "resnet18" else {}
-    sides = {"suite": suite(cfg)}
-    for name in asked.methods:
-        sides[name] = suite(asked.method(model, name, *small))
-    loop = peer(cfg)
-    for name, side in sides.items():
-        yield counts.calls_row(f"{model}, {name}", "minimal loop", target.get(name, "lower"), (side, loop))
-    yield counts.calls_row(f"{model}, optimizer", "minimal loop", "a <= 6", (optimizer(cfg), loop))
-    yield counts.calls_row("MMD at once", "class by class", "lower", (matching(cfg, loop=False), matching(cfg, loop=True)))
-    for name, side in sides.items():
-        good = "<= 1.1" if name == "suite" else "lower"
-        yield counts.kept_row(f"{model}, {name}", "minimal loop", good, (side, loop), cfg.batch_size)
-        if on_gpu(cfg):
-            yield counts.peak_row(f"{model}, {name}", "minimal loop", "lower", (side, loop))
-
-
 def sweep_rows(asked: Asked) -> Iterator[Row]:
     """Two short runs, one thread each, over the same two with all threads each."""
     for model in asked.models("net2c", "net5c"):
@@ -154,10 +117,10 @@ PARTS: dict[str, Callable[[Asked], Iterator[Row]]] = {
     "use": use_rows,
     "input": input_rows,
     "step": step_rows,
-    "methods": method_rows,
+    "methods": methods.method_rows,
     "precision": precision_rows,
     "compile": compile_rows,
-    "counts": count_rows,
+    "counts": methods.count_rows,
     "start": start_rows,
     "sweep": sweep_rows,
     "gpu": gpu.gpu_rows,

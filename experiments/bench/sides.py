@@ -32,7 +32,6 @@ class Side:
 
     step: the work that is timed: a training step, an epoch, a pass over the images.
     tf32: the global setting that it needs. warm: calls before the first that is timed. close: ends its processes.
-    net: the network that it trains, if it does.
     """
 
     step: Callable[[], object]
@@ -40,7 +39,6 @@ class Side:
     tf32: bool = False
     warm: int = 1
     close: Callable[[], object] = lambda: None
-    net: nn.Module | None = None
 
     def seconds(self, steps: int) -> float:
         """Per step, until nothing is left to do on the device."""
@@ -114,7 +112,7 @@ def suite(cfg: DictConfig) -> Side:
 
     endless = steps()
     warm = WARM_UP + 2 if cfg.step == "graph" else 1  # the recording, and a first replay
-    return Side(lambda: next(endless), trainer.device, cfg.precision == "tf32", warm, net=trainer.net)
+    return Side(lambda: next(endless), trainer.device, cfg.precision == "tf32", warm)
 
 
 def peer(cfg: DictConfig) -> Side:
@@ -125,13 +123,15 @@ def peer(cfg: DictConfig) -> Side:
     rng = torch.Generator(device).manual_seed(cfg.seed)
     epochs = (torch.randperm(len(bundle.splits["train"][1]), generator=rng, device=device) for _ in itertools.count())
     losses = minimal_loop(net, bundle, (chosen for epoch in epochs for chosen in epoch.split(cfg.batch_size)[:full]), rng, cfg)
-    return Side(lambda: next(losses), device, cfg.precision == "tf32", net=net)
+    return Side(lambda: next(losses), device, cfg.precision == "tf32")
 
 
 def images(cfg: DictConfig, bundle: Bundle) -> Bundle:
-    """The bundle. Raises ConfigError if it holds something else than images: the loops to hold the suite against know nothing else."""
+    """The bundle. Raises ConfigError unless it holds images, normalised by channel: the loops to compare with know nothing else."""
     if bundle.splits["train"][0].dtype != torch.uint8:
         raise ConfigError(f"dataset: {cfg.dataset._target_} has no images, and the loops to compare with know nothing else")
+    if cfg.dataset.get("standardise") == "pixels":
+        raise ConfigError("dataset.standardise: pixels is not allowed here; the loops to compare with normalise by channel")
     return bundle
 
 

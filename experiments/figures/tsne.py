@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
 from experiments.figure import Drawing, Runs, canvas, label
+from experiments.pick import chosen
 from experiments.spec import Row
-from experiments.table import UNPICKED, picked
 
 
 def draw(runs: Runs, limit: int = 2000, perplexity: float = 30) -> Drawing:
@@ -61,7 +61,7 @@ def shown(row: Row, jobs: pd.DataFrame, runs: Runs) -> list[str]:
     mine = jobs[jobs["row"] == row.label]
     if row.pick is None:
         return list(dict.fromkeys(mine["choice"]))
-    return [picked(row.pick, mine, runs.done, runs.table.at) or UNPICKED]
+    return [chosen(row, mine, runs.done, runs.table.at)]
 
 
 def features(run: store.Run, runtime: DictConfig, limit: int) -> tuple[np.ndarray, np.ndarray]:

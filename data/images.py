@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator
@@ -50,6 +50,7 @@ class Images:
         test_augment: bool = False,
         standardise: str = "channels",
         valid: float = 0,
+        classes: int | None = None,
     ) -> Bundle:
         """The data set on the device.
 
@@ -61,6 +62,7 @@ class Images:
             the training images, before padding with 0, which is then the mean (VCL's published code, as PER uses it).
         valid: the part of the training images that is held out as the split "valid", the same ones for every seed; each class gives its
             last ones, in proportion.
+        classes: of the embedded stand-in, where so few images are wanted that not every class could have some; None: as published.
         Raises DataError, one line, if the data is missing or unreadable, or an option is not allowed.
         """
         if size is not None and size < 1:
@@ -72,6 +74,10 @@ class Images:
             raise DataError(f"dataset.standardise={standardise}: choose channels or pixels")
         if test_augment and standardise == "pixels":
             raise DataError("dataset.test_augment=true: raw images are augmented, so choose dataset.standardise=channels, not pixels")
+        if classes is not None:
+            return replace(self, num_classes=classes)(
+                data_dir, device, download, source, train, test, size, padding, flip, test_augment, standardise, valid
+            )
         raw = load(self.name, self.shape, self.num_classes, data_dir, self.archive, source, download, size)
         variant = raw.variant
         if variant.startswith(("parquet", "image folder")):  # such copies are not always the original pixels: name what they are of

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
 from experiments.cli import RunFailed, main
-from experiments.config import ConfigError, build, check, first_line
+from experiments.config import ConfigError, build, check, first_line, resolve
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -108,6 +108,8 @@ def make_bundle(cfg: DictConfig, device: str) -> Bundle:
     extra |= {split: count for split in ("train", "test") if (count := profile[split]) is not None}
     if profile.embedded:
         extra["source"] = "embedded"
+        if getattr(resolve(cfg.dataset, "dataset"), "num_classes", 10) > 10:  # than digits have: a few images are enough for ten
+            extra["classes"] = 10
     return build(cfg.dataset, "dataset", **extra)
 
 

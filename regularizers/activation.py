@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from torch import Tensor
 from regularizers.base import Pass, Regularizer
 
 REDUCTIONS, SPATIAL = ("sum", "mean"), ("units", "samples")
-MEASURES = ("loss", "rms", "share")
 SEEN = 16  # of a batch's samples are looked at for the log: all of them would cost as much as the penalty itself
 
 
@@ -25,7 +23,6 @@ class ActivationPenalty(Regularizer):
     """
 
     edits = True
-    measures: ClassVar[tuple[str, ...]] = MEASURES
 
     def __init__(self, weight: float, batch_reduction: str = "sum", spatial: str = "units") -> None:
         super().__init__(weight)
@@ -33,7 +30,7 @@ class ActivationPenalty(Regularizer):
             if value not in allowed:
                 raise ValueError(f"{key}: {value!r} is not known; allowed: {', '.join(allowed)}")
         self.batch_reduction, self.spatial = batch_reduction, spatial
-        self.measured: list[Tensor] = []
+        self.measured: list[Tensor] = []  # of each tap: loss, RMS, lengths of what is added and of the gradient
 
     def pull(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For samples h [n, d] in float32: the penalties of the first SEEN, and the gradient of the penalty as scale * direction.
@@ -43,7 +40,7 @@ class ActivationPenalty(Regularizer):
         raise NotImplementedError
 
     def penalty(self, out: Pass, other: Pass | None) -> Tensor | None:
-        self.measured = [out.logits.new_zeros(len(MEASURES), dtype=torch.float32)] * len(out.activations)
+        self.measured = [out.logits.new_zeros(4, dtype=torch.float32)] * len(out.activations)
         for place, h in enumerate(out.activations):
             h.register_hook(partial(self.edit, h.detach(), place))  # detached: a hook that held h itself would keep it for ever
         return None
@@ -54,14 +51,18 @@ class ActivationPenalty(Regularizer):
         samples, incoming = (self.rows(one, h).float() for one in (h, gradient))
         loss, scale, direction = self.pull(samples)
         scale = self.weight * scale / (len(samples) if self.batch_reduction == "mean" else 1)
-        added = torch.linalg.vector_norm(scale[:SEEN] * direction[:SEEN] if scale.dim() else scale * direction[:SEEN])
-        share = added / (added + torch.linalg.vector_norm(incoming[:SEEN])).clamp(min=torch.finfo(torch.float32).tiny)
-        self.measured[place] = torch.stack([loss.mean(), samples[:SEEN].square().mean().sqrt(), share])
+        seen = samples[:SEEN]
+        added = (scale[:SEEN] if scale.dim() else scale) * direction[:SEEN]
+        rms, *lengths = (torch.linalg.vector_norm(x) for x in (seen, added, incoming[:SEEN]))
+        self.measured[place] = torch.stack([loss.mean(), rms / seen.numel() ** 0.5, *lengths])
         edited = torch.addcmul(incoming, direction, scale, out=None if direction is samples else direction)
         return self.unrows(edited, h).to(gradient.dtype)
 
     def logged(self) -> dict[str, Tensor]:
-        return dict(zip(self.measures, torch.stack(self.measured, 1), strict=True)) if self.measured else {}
+        if not self.measured:
+            return {}
+        loss, rms, added, incoming = torch.stack(self.measured, 1)
+        return {"loss": loss, "rms": rms, "share": added / (added + incoming).clamp(min=torch.finfo(torch.float32).tiny)}
 
     def rows(self, x: Tensor, h: Tensor) -> Tensor:
         """x, of the shape of h [N, d] or [N, C, H, W], as [samples, units]: a view when x lies in memory as h does."""
@@ -87,5 +88,5 @@ class Lp(ActivationPenalty):
 
     def pull(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.p == 1:
-            return h[:SEEN].abs().sum(1), h.new_ones(()), h.sign()
+            return torch.linalg.vector_norm(h[:SEEN], 1, dim=1), h.new_ones(()), h.sign()
         return h[:SEEN].square().sum(1), h.new_full((), 2.0), h

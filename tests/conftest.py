@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from regularizers.projection import directions
+
 
 @pytest.fixture
 def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -13,6 +15,12 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)  # the data folder "" is this one
     return tmp_path / "home" / "retable"
+
+
+@pytest.fixture
+def few_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PER draws two directions in place of all: for tests that go through many runs, to whose outcome they are nothing."""
+    monkeypatch.setattr("regularizers.per.directions", lambda kind, slices, *more: directions(kind, min(slices, 2), *more))
 
 
 @pytest.fixture

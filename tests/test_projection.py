@@ -12,7 +12,7 @@ import torch
 from scipy import integrate, stats
 from torch import Generator, Tensor
 
-from regularizers.projection import BLOCK, DIRECTIONS, C, directions, kernel, w1, w1_sampled
+from regularizers.projection import DIRECTIONS, C, directions, kernel, w1, w1_sampled
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,8 +45,8 @@ def area(x: list[float]) -> float:
 @pytest.mark.parametrize("t", [-3, -1, -0.3, 0, 0.5, 1, 2, 4])
 def test_kernel_is_the_area_beside_phi(t: float) -> None:
     """P1."""
-    below = integrate.quad(stats.norm.cdf, -40, t, points=[min(t, 0) - 1], epsabs=1e-14, epsrel=1e-14)[0]
-    above = integrate.quad(stats.norm.sf, t, 40, points=[max(t, 0) + 1], epsabs=1e-14, epsrel=1e-14)[0]
+    below = integrate.quad(stats.norm.cdf, -40, t, points=[min(t, 0) - 1], epsabs=1e-13, epsrel=1e-13)[0]
+    above = integrate.quad(stats.norm.sf, t, 40, points=[max(t, 0) + 1], epsabs=1e-13, epsrel=1e-13)[0]
     assert float(kernel(torch.tensor(t, dtype=torch.float64))) == pytest.approx(below + above, abs=1e-12)
 
 
@@ -168,14 +168,21 @@ def test_the_mean_kernel_bounds_w1() -> None:
 
 
 @pytest.mark.parametrize("kind", DIRECTIONS)
+@pytest.mark.parametrize("held", [1, 700, 10**9])
 @pytest.mark.parametrize(("slices", "units"), [(1, 1), (5, 3), (64, 7), (65, 200), (130, 1000), (256, 300), (3, 4000)])
-def test_directions_come_in_blocks_and_have_length_one(kind: str, slices: int, units: int) -> None:
+def test_directions_come_in_blocks_and_have_length_one(
+    kind: str, held: int, slices: int, units: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many at a time as are allowed to be held, one at least."""
+    monkeypatch.setattr("regularizers.projection.BLOCK", held)
     blocks = list(directions(kind, slices, units, rng()))
-    sizes = [len(v) for v, _ in blocks]
-    assert sum(sizes) == slices and all(size == BLOCK for size in sizes[:-1]) and 0 < sizes[-1] <= BLOCK
+    *full, last = (len(v) for v, _ in blocks)
+    most = max(1, held // units)
+    assert sum(full) + last == slices and all(size == most for size in full) and 0 < last <= most
     for v, length in blocks:
         assert v.shape == (len(length), units) and v.dtype == length.dtype == torch.float32
         assert torch.allclose((v / length[:, None]).double().norm(dim=1), torch.ones(len(v), dtype=torch.float64), atol=1e-6, rtol=0)
+    assert len(torch.unique(torch.cat([v for v, _ in blocks]).abs(), dim=0)) == slices  # a block does not repeat the last one
 
 
 @pytest.mark.parametrize("kind", DIRECTIONS)

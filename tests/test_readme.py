@@ -21,6 +21,9 @@ README = (ROOT / "README.md").read_text()
         ("itdm_collapse", "figures/itdm_collapse.md"),
         ("itdm_4", "itdm_4-1000-images.md"),
         ("itdm_lr", "itdm_lr-1000-images.md"),
+        ("per_demo", "per_demo.md"),
+        ("per_minimiser", "figures/per_minimiser.md"),
+        ("per_timing", "figures/per_timing.md"),
         ("bench", "bench.txt"),
     ],
 )

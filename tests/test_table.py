@@ -309,6 +309,7 @@ def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+@pytest.mark.usefixtures("few_slices")
 @pytest.mark.parametrize("name", options("table"))
 def test_every_table_trains(name: str, command: Command, shared_runs: Path, tmp_path: Path) -> None:
     """One step of each cell, on stand-in data."""

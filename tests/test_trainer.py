@@ -403,9 +403,11 @@ def step_calls(*overrides: str) -> tuple[Calls, Calls]:
     return whole, update
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", ["vanilla", *METHODS, COMPOSED])
-def test_a_step_does_not_wait_for_the_device_and_has_few_calls(method: str, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [("net2c", method) for method in METHODS] + [(model, method) for model in MODELS for method in ("vanilla", "[per,vcl]", COMPOSED)],
+)
+def test_a_step_does_not_wait_for_the_device_and_has_few_calls(model: str, method: str) -> None:
     whole, update = step_calls(*small(model), f"method={method}", "precision=bf16")
     assert whole.waits == []
     assert "aten.convolution_backward.default" in whole.names and "aten._fused_sgd_.tensor_lr" in whole.names

@@ -25,6 +25,7 @@ README = (ROOT / "README.md").read_text()
         ("per_minimiser", "figures/per_minimiser.md"),
         ("per_timing", "figures/per_timing.md"),
         ("bench", "bench.txt"),
+        ("bench-per", "bench-per.txt"),
     ],
 )
 def test_tables_are_the_reference(mark: str, file: str) -> None:

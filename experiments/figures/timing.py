@@ -60,7 +60,8 @@ def picture(numbers: pd.DataFrame, setting: str) -> Picture:
     whiskers = [numbers["ratio"] - numbers["q1"], numbers["q3"] - numbers["ratio"]]
     axis.barh(places, numbers["ratio"], xerr=whiskers, height=0.6, color="C0", alpha=0.8, capsize=3, label="ours, median and quartiles")
     axis.plot(numbers["paper_ratio"], places, "D", color="C3", markersize=5, linestyle="", label="paper, one TITAN X")
-    for place, ratio, high in zip(places, numbers["ratio"], numbers["q3"], strict=True):
+    ends = numbers[["q3", "paper_ratio"]].max(axis=1)  # behind whisker and mark
+    for place, ratio, high in zip(places, numbers["ratio"], ends, strict=True):
         axis.annotate(f"{ratio:.2f}", (high, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
     axis.axvline(1, color="0.4", linewidth=0.8)
     axis.set(xlabel=f"time of a training step over the vanilla one's: {setting}", yticks=[*places], yticklabels=numbers["label"])

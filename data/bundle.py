@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,7 @@ class Bundle:
     prepare: uint8 images -> normalised float images, a batch at a time.
     augment: gives the images of a training batch, changed at random and normalised; None: they are prepared as they are.
     variant: what the data really is ("official archive", "JPEG-recompressed parquet", ...); printed beside every number made with it.
+    unit: what is counted in it.
     """
 
     splits: dict[str, tuple[Tensor, Tensor]]
@@ -43,6 +44,7 @@ class Bundle:
     prepare: Callable[[Tensor], Tensor]
     variant: str
     augment: Augment | None = None
+    unit: str = "images"
 
     def order(self, rng: Generator, balanced: bool) -> Tensor:
         """The training samples of one epoch, as indices in the order in which they are seen.
@@ -66,8 +68,16 @@ class Bundle:
         y = self.splits["train"][1]
         return int(torch.bincount(y, minlength=self.num_classes).max()) * self.num_classes if balanced else len(y)
 
+    def indices(self, rng: Generator, batch_size: int, balanced: bool) -> Sequence[Tensor]:
+        """The training samples of each batch of one epoch, as indices."""
+        return self.order(rng, balanced).split(batch_size)
+
+    def steps(self, samples: int, batch_size: int, drop_last: bool) -> int:
+        """Batches of an epoch of so many samples; at least one. drop_last: a smaller last one is left out."""
+        return max(1, samples // batch_size if drop_last else -(-samples // batch_size))
+
     def take(self, chosen: Tensor, rng: Generator, balanced: bool = False) -> Batch:
-        """The training samples `chosen` [n], a part of an `order`, augmented and normalised; nothing here makes the host wait."""
+        """The training samples `chosen`, one of the `indices`, augmented and normalised; nothing here makes the host wait."""
         x, y = self.splits["train"]
         image = self.prepare(x[chosen]) if self.augment is None else self.augment(chosen, rng)
         label = y[chosen]
@@ -76,5 +86,6 @@ class Bundle:
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """One pass over a split in its own order, without augmentation, for evaluation."""
         x, y = self.splits[split]
-        for image, label in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            yield Batch(self.prepare(image), label, label)
+        for start in range(0, len(y), batch_size):
+            label = y[start : start + batch_size]
+            yield Batch(self.prepare(x[start : start + batch_size]), label, label)

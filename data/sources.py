@@ -42,7 +42,7 @@ def load(
     }
     if source != "auto" and source not in sources:
         raise DataError(f"dataset.source={source}: choose one of auto, {', '.join(sources)}")
-    with _alone(root, name) if download and source != "embedded" else contextlib.nullcontext():
+    with alone(root, name) if download and source != "embedded" else contextlib.nullcontext():
         by_hand = archive.by_hand if archive else ()
         # either of an archive's parts will do; of the others, the training set decides
         looked = {key: parts if key == "archive" else parts[:1] for key, (parts, _) in sources.items() if parts}
@@ -82,7 +82,7 @@ def _choose(name: str, root: Path, looked: dict[str, tuple[str, ...]], source: s
 
 
 @contextlib.contextmanager
-def _alone(root: Path, name: str) -> Iterator[None]:
+def alone(root: Path, name: str) -> Iterator[None]:
     """Jobs that may download the same data set take turns; the later ones then find it there."""
     from filelock import FileLock
 

@@ -54,14 +54,15 @@ def verdict(claim: Claim, table: Table, wanted: pd.DataFrame, found: dict[str, s
             if row.select:
                 raise ConfigError(f"table.claims: {label!r} has `select`, so one choice and no trend")
             tests += _trend(claim, group, label, against)
-        elif claim.check == "compare":
-            tests += _compare(claim, group, label, [against] if against else [])
-        else:
-            if row.pick is not None:
-                mine = group["row"] == label
-                group = group[~mine | (group["choice"] == chosen(row, group[mine], found, table.at))]
-            rivals = table.rivals(label, claim.against)
-            tests += _compare(claim, group, label, rivals)
+            continue
+        rivals = table.rivals(label, claim.against) if claim.check == "best" else [against] if against else []
+        if claim.check == "best" or claim.picked:
+            for one in (rows[name] for name in (label, *rivals)):
+                if one.pick is not None:
+                    mine = group["row"] == one.label
+                    group = group[~mine | (group["choice"] == chosen(one, group[mine], found, table.at))]
+        tests += _compare(claim, group, label, rivals)
+        if claim.check == "best":
             papers.append(_paper(claim, [rows[one] for one in (label, *rivals)], name))
     word, why = _conclude(tests, claim, [best for best in papers if best is not None])
     left = [*(of if len(of) < len(claim.of) else []), *(columns if len(columns) < len(claim.columns) else [])]

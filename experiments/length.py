@@ -8,14 +8,14 @@ from omegaconf import DictConfig
 
 
 class Length:
-    """Of a run on `samples` training samples an epoch.
+    """Of a run with `full` steps in an epoch of all its data.
 
-    full: steps in an epoch; steps_per_epoch: those that the profile allows. printed: steps of the whole run as its config prints
+    steps_per_epoch: those that the profile allows. printed: steps of the whole run as its config prints
     it; steps: those that are made, in so many `epochs`, of which the last can be a part of one when `iterations` are given.
     """
 
-    def __init__(self, cfg: DictConfig, samples: int) -> None:
-        self.full = max(1, samples // cfg.batch_size if cfg.drop_last else -(-samples // cfg.batch_size))
+    def __init__(self, cfg: DictConfig, full: int) -> None:
+        self.full = full
         self.steps_per_epoch = min(self.full, cfg.profile.steps or self.full)
         if cfg.iterations is None:
             self.printed = cfg.epochs * self.full

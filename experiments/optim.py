@@ -11,8 +11,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-# (epochs, steps of the printed protocol so far, validation history) -> factor on the learning rate
-Schedule = Callable[[float, float, Sequence[float]], float]
+# (epochs, steps of the printed protocol so far, the validation losses of the epochs so far) -> factor on the learning rate. The losses
+# are None where nothing is held out.
+History = Sequence[float] | None
+Schedule = Callable[[float, float, History], float]
 SMALL = ("bias", "scale")  # the last part of the names of parameters that have a learning rate of their own
 
 
@@ -58,14 +60,12 @@ def clip(parameters: Iterable[Tensor], most: float, each: bool) -> None:
     torch._foreach_mul_(gradients, list((most / (norms + 1e-6)).clamp(max=1).unbind()))
 
 
-def constant(epoch: float, step: float, history: Sequence[float]) -> float:
+def constant(epoch: float, step: float, history: History) -> float:
     """The learning rate as given."""
     return 1.0
 
 
-def steps(
-    epoch: float, step: float, history: Sequence[float], at: Sequence[float], factor: float | Sequence[float], by: str = "epoch"
-) -> float:
+def steps(epoch: float, step: float, history: History, at: Sequence[float], factor: float | Sequence[float], by: str = "epoch") -> float:
     """Times `factor`, or the one of its numbers that belongs to it, from each milestone in `at` on.
 
     by: "epoch" or "iteration", what milestones count, in the printed protocol: a profile that shortens it moves them along.
@@ -78,3 +78,16 @@ def steps(
         raise ValueError(f"factor: {len(factors)} numbers for {len(at)} milestones")
     now = epoch if by == "epoch" else step
     return math.prod(float(one) for milestone, one in zip(at, factors, strict=True) if now >= milestone - 1e-6)
+
+
+def plateau(epoch: float, step: float, history: History, factor: float) -> float:
+    """Times `factor` after each epoch whose validation loss is not below the best so far (PyTorch's word language model).
+
+    Raises ValueError where nothing is held out.
+    """
+    if history is None:
+        raise ValueError("plateau goes by a split `valid`, which the data set lacks; set dataset.valid, or choose another schedule")
+    rate, best = 1.0, math.inf
+    for loss in history:
+        rate, best = (rate, loss) if loss < best else (rate * factor, best)
+    return rate

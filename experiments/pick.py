@@ -112,11 +112,12 @@ def due(table: Table, asked: Jobs, found: dict[str, store.Run], guess: bool = Fa
 
 
 def rejected(table: Table, wanted: Jobs, trials: Jobs, found: dict[str, store.Run]) -> Jobs:
-    """The jobs that only chose: trials, and what a pick left of a row that no claim is about, unless another cell shows the same run.
+    """The jobs that only chose: trials, and what a pick left of a row of which no claim reads every choice, unless another cell shows
+    the same run.
 
     That one of them diverged is an outcome of its choice, and no failure of the table.
     """
-    claimed = {label for claim in table.claims for label in claim.of}
+    claimed = {label for claim in table.claims if claim.check != "best" and not claim.picked for label in claim.of}
     spare = []
     for row, name in itertools.product(table.rows, table.columns):
         if row.pick is not None:

@@ -39,7 +39,7 @@ class Claim:
     """What the paper says in words.
 
     check: "compare": `metric` of the rows `of`, for each of their choices, against row `against` (None: the one that each row names):
-    `relation` is < or >, by more than -`margin`; "best": the same against that row and every other row without a grid that has the same
+    `relation` is < or >, by more than -`margin`; "best": the same against that row and every other row with one number that has the same
     `against`, for the printed choice of a row with a pick; with a `margin` it may be that much worse than the best of them; "trend":
     `metric` along the grid of each row, starting with row `against` or the one that the row names, if any: `relation` is "rising" or
     "falling". A row with `select` has one choice, the picked one, so no trend.
@@ -53,6 +53,7 @@ class Claim:
     relation: str = MISSING
     margin: float = 0.0
     least: int = 0  # so many of the comparisons (of "best": cells, one for each row and column) must hold; 0: all
+    picked: bool = False  # of a row with a pick, "compare" the printed choice only
     columns: list[str] = field(default_factory=list)  # default: every column; of columns that share their runs the first counts
 
 
@@ -69,10 +70,11 @@ class Table:
     notes: list[str] = field(default_factory=list)  # errata of the paper, decisions: printed below
 
     def rivals(self, label: str, against: str | None = None) -> list[str]:
-        """What row `label` must beat to be the best: `against` (None: the row that it names), and every other row without a grid that
-        is compared with that."""
+        """What row `label` must beat to be the best: `against` (None: the row that it names), and every other row that is compared with
+        that and prints one number, which was not picked on the test set."""
         base = against or next(row.against for row in self.rows if row.label == label)
-        others = [row.label for row in self.rows if row.against == base and not row.grid and row.label not in (label, base)]
+        single = [row for row in self.rows if not row.grid or (row.pick is not None and " test/" not in row.pick)]
+        others = [row.label for row in single if row.against == base and row.label not in (label, base)]
         return [] if base is None else [base, *others]
 
 
@@ -83,7 +85,7 @@ class TablesConfig(Config):
     table: Table = field(default_factory=Table)
     launch: bool = True  # false: print what there is
     plan: bool = False  # print what is missing and what it would cost; launch nothing
-    only: list[str] = field(default_factory=list)  # rows and columns with one of these words in their name; empty: all
+    only: list[str] = field(default_factory=list)  # rows and columns with one of these words (or all of "some words") in their name
     out: str = "runs/tables"  # where the Markdown, LaTeX and CSV files go
 
 

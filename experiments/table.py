@@ -123,7 +123,8 @@ def common_overrides() -> list[str]:
 
 
 def narrowed(cfg: DictConfig, spec: DictConfig, *only: Sequence[str]) -> Table:
-    """The typed table, cut to the rows and columns that each list of words names; rows that others are compared with stay."""
+    """The typed table, cut to the rows and columns that each list names, by a word or several words of theirs; rows that others are
+    compared with stay."""
     if OmegaConf.is_missing(spec, "title"):
         kind = "table" if spec is cfg.get("table") else "figure"
         raise ConfigError(f"{kind}: nothing is chosen; allowed: {', '.join(options(kind))}")
@@ -132,12 +133,13 @@ def narrowed(cfg: DictConfig, spec: DictConfig, *only: Sequence[str]) -> Table:
     for claim in table.claims:  # what it was about, so that its verdict can say what is left of that
         claim.columns = claim.columns or list(table.columns)
     whole = replace(table)
-    for words in ({*map(str, words)} for words in only):
-        known = {word for name in (*table.columns, *(row.label for row in table.rows)) for word in name.split()}
-        if unknown := sorted(words - known):
-            raise ConfigError(f"only: no row or column has {unknown[0]} in its name; allowed: {', '.join(sorted(known))}")
-        columns = {name: column for name, column in table.columns.items() if words & {*name.split()}}
-        labels = {row.label for row in table.rows if words & {*row.label.split()}}
+    for asked in ([{*str(words).split()} for words in one] for one in only):
+        names = [{*name.split()} for name in (*table.columns, *(row.label for row in table.rows))]
+        if unknown := next((words for words in asked if not any(words <= name for name in names)), None):
+            known = ", ".join(sorted(set().union(*names)))
+            raise ConfigError(f"only: no row or column has {' '.join(sorted(unknown))} in its name; allowed: {known}")
+        columns = {name: column for name, column in table.columns.items() if any(words <= {*name.split()} for words in asked)}
+        labels = {row.label for row in table.rows if any(words <= {*row.label.split()} for words in asked)}
         labels |= {row.against for row in table.rows if row.label in labels and row.against is not None}
         table.columns = columns or table.columns
         table.rows = [row for row in table.rows if row.label in labels] or table.rows

@@ -47,7 +47,7 @@ def train(cfg: DictConfig) -> None:
     if run.state == "running":
         print(f"{run.path}: another process is training it")
     elif run.state == "done":
-        print(f"{run.path}: done before, {_headline(run.metrics())}")
+        print(f"{run.path}: done before, {_headline(cfg, run.metrics())}")
     elif run.state == "diverged":
         raise RunFailed(f"{run.path}: diverged before, {run.error()}")
     else:
@@ -95,7 +95,7 @@ def make_trainer(cfg: DictConfig) -> Trainer:
     regularizers = {name: build(node, f"method.{name}") for name, node in cfg.method.items()}
     schedule = build(cfg.schedule, "schedule")
     try:
-        schedule(0.0, 0.0, [])
+        schedule(0.0, 0.0, [] if "valid" in bundle.splits else None)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"schedule: {first_line(error)}") from error
     return Trainer(cfg, bundle, net, regularizers, schedule, None if cfg.probe is None else build(cfg.probe, "probe"))
@@ -134,7 +134,7 @@ def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
 
                 board = open_board(run.path, cfg, begun)
             record(cfg, run, trainer, board, known)
-            line = f"epoch {trainer.epoch}/{trainer.epochs}: {_headline(trainer.rows)}, {trainer.seconds:.1f} s"
+            line = f"epoch {trainer.epoch}/{trainer.epochs}: {_headline(cfg, trainer.rows)}, {trainer.seconds:.1f} s"
             with open(run.path / "train.log", "a") as log:
                 log.write(line + "\n")
             if bar.disable and time.monotonic() - shown > QUIET_SECONDS:
@@ -154,7 +154,7 @@ def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
     run.finish(summary | facts(cfg, trainer))
     if summary:
         raise RunFailed(f"{run.path}: diverged, {summary['diverged']}")
-    print(f"{run.path}: {_headline(trainer.rows)}, {trainer.seconds:.1f} s", flush=True)
+    print(f"{run.path}: {_headline(cfg, trainer.rows)}, {trainer.seconds:.1f} s", flush=True)
 
 
 def record(cfg: DictConfig, run: store.Run, trainer: Trainer, board: SummaryWriter, known: int) -> None:
@@ -170,8 +170,10 @@ def record(cfg: DictConfig, run: store.Run, trainer: Trainer, board: SummaryWrit
             torch.save(trainer.state(), file)
 
 
-def _headline(rows: list[dict[str, float]]) -> str:
+def _headline(cfg: DictConfig, rows: list[dict[str, float]]) -> str:
     shown = {"train/ce": "train ce {:.4f}", "test/ce": "test ce {:.4f}", "test/accuracy": "accuracy {:.2f} %"}
+    if getattr(resolve(cfg.dataset, "dataset"), "headline", None) == "perplexity":
+        shown = {f"{split}/perplexity": f"{split} perplexity {{:.2f}}" for split in ("train", "valid", "test")}
     return ", ".join(text.format(rows[-1][name]) for name, text in shown.items() if rows and name in rows[-1])
 
 

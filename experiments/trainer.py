@@ -55,11 +55,16 @@ class Trainer:
             method.rng = self.rngs[name]
         self.wants_second = any(method.second_batch for method in self.regularizers.values())
 
-        self.length = Length(cfg, bundle.epoch_size(cfg.balanced))
+        try:
+            full = bundle.steps(bundle.epoch_size(cfg.balanced), cfg.batch_size, cfg.drop_last)
+        except ValueError as error:
+            raise ConfigError(first_line(error)) from error
+        self.length = Length(cfg, full)
         self.steps_per_epoch, self.epochs = self.length.steps_per_epoch, self.length.epochs
         self.evaluations = frozenset(self.length.evaluations(cfg.evaluate.every, cfg.evaluate.dense))
         self.epoch = self.step = 0
         self.rows: list[Row] = []
+        self.history: list[float] | None = [] if "valid" in bundle.splits else None  # the validation loss at each epoch's end
         self.sums: dict[str, Tensor] = {}
         self.since = 0  # the step of the last evaluation
         self.seconds = 0.0  # spent training and evaluating
@@ -80,17 +85,20 @@ class Trainer:
 
     def prepare_methods(self) -> None:
         """Show each method one pass, so that it can size its parameters; in evaluation mode, which leaves the network as it is."""
-        x, y = (values[:2] for values in self.bundle.splits["train"])
+        batch = next(iter(self.bundle.batches("train", 2)))
         self.net.eval()
         try:
             with torch.no_grad():
-                example = self.forward(Batch(self.bundle.prepare(x), y, y))
+                example = self.forward(batch)
         except RuntimeError as error:
-            size = "x".join(map(str, x.shape[1:]))
+            size = f"{'x'.join(map(str, batch.x.shape[1:]))} {self.bundle.unit}"
             raise ConfigError(f"model: {self.cfg.model._target_} does not take the data set's {size} ({first_line(error)})") from error
         self.net.train()
-        self.net.reset()
-        for method in self.regularizers.values():
+        for name, method in self.regularizers.items():
+            if batch.y.dim() > 1 and not method.sequences:
+                raise ConfigError(
+                    f"method: {name} is for samples of one label each, and here every one of the {self.bundle.unit} has its own"
+                )
             method.setup(example)
             method.to(self.device)
 
@@ -150,7 +158,7 @@ class Trainer:
     def samples(self) -> Iterator[tuple[Tensor, ...]]:
         """The samples of this epoch's batches, each with those of its second one if a method wants it: an order of its own."""
         names = ("data", "second") if self.wants_second else ("data",)
-        orders = [self.bundle.order(self.rngs[name], self.cfg.balanced).split(self.cfg.batch_size) for name in names]
+        orders = [self.bundle.indices(self.rngs[name], self.cfg.batch_size, self.cfg.balanced) for name in names]
         return itertools.islice(zip(*orders, strict=True), min(self.steps_per_epoch, self.length.steps - self.step))
 
     def train_epoch(self, tick: Callable[[], object] = lambda: None) -> None:
@@ -158,6 +166,7 @@ class Trainer:
         began, start = time.perf_counter(), self.epoch * self.steps_per_epoch
         if self.probe is not None and not self.step:
             self.rows.append({"step": 0, "epoch": 0.0} | self.probe(self))
+        self.net.reset()
         for samples in self.samples():
             self.set_lr()
             self.take_step(*samples)
@@ -167,12 +176,14 @@ class Trainer:
                 self.rows.append(self.row(start))
         if self.probe is not None:
             self.rows[-1] |= self.probe(self)
+        if self.history is not None:
+            self.history.append(self.rows[-1]["valid/ce"])
         self.epoch += 1
         self.seconds += time.perf_counter() - began
 
     def set_lr(self) -> None:
         shown = self.length.shown(self.step)
-        lr = self.cfg.optim.lr * self.schedule(shown / self.length.full, shown, [])
+        lr = self.cfg.optim.lr * self.schedule(shown / self.length.full, shown, self.history)
         if lr != self.lr:
             self.lr = lr
             for group in self.optimizer.param_groups:
@@ -186,22 +197,24 @@ class Trainer:
                 row |= {f"train/{name}/{place:02d}": one / count for place, one in enumerate(value.tolist(), 1)}
             else:
                 row[f"train/{name}"] = float(value) / count
+        row["train/perplexity"] = perplexity(row["train/ce"])
         for split in self.bundle.splits:
             if split != "train":
                 row |= {f"{split}/{name}": value for name, value in self.evaluate(split).items()}
         self.since = self.step
         for total in self.sums.values():
             total.zero_()  # in place: a recorded step goes on adding to it
-        for name in ("train/ce", "test/ce"):
-            if not math.isfinite(row[name]):
+        for name in ("train/ce", "valid/ce", "test/ce"):
+            if not math.isfinite(row.get(name, 0)):
                 raise Diverged(f"{name} is {row[name]} at epoch {row['epoch']:.4g} (step {self.step})")
         return row
 
     # the evaluation
 
     def evaluate(self, split: str) -> dict[str, float]:
-        """accuracy and error in percent, cross-entropy per sample in nats, root mean square of the last hidden layer."""
+        """accuracy and error in percent, cross-entropy in nats per label and perplexity, root mean square of the last hidden layer."""
         self.net.eval()
+        self.net.reset()
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         count = width = 0
         with torch.inference_mode():
@@ -215,8 +228,9 @@ class Trainer:
         self.preactivations.clear()
         self.net.train()
         right, ce, square = totals.tolist()
-        accuracy = 100 * right / count
-        return {"accuracy": accuracy, "error": 100 - accuracy, "ce": ce / count, "feature_rms": math.sqrt(square / width)}
+        accuracy, ce = 100 * right / count, ce / count
+        measured = {"accuracy": accuracy, "error": 100 - accuracy, "ce": ce, "perplexity": perplexity(ce)}
+        return measured | {"feature_rms": math.sqrt(square / width)}
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
@@ -236,6 +250,7 @@ class Trainer:
             "since": self.since,
             "seconds": self.seconds,
             "rows": self.rows,
+            "history": self.history,
             "net": self.net.state_dict(),
             "methods": {name: method.state_dict() for name, method in self.regularizers.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -257,6 +272,12 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
         self.epoch, self.step, self.since, self.lr = state["epoch"], state["step"], state["since"], math.nan
         self.seconds, self.rows = state["seconds"], list(state["rows"])
+        self.history = None if self.history is None else list(state["history"])
+
+
+def perplexity(ce: float) -> float:
+    """exp of a cross-entropy; inf where that is no number of a float."""
+    return math.exp(ce) if ce < 700 else math.inf if ce == ce else math.nan
 
 
 def generator(seed: int, name: str, device: torch.device | str) -> Generator:

@@ -40,7 +40,7 @@ class Shift(nn.Module):
 
 
 class Net(nn.Module):
-    """features: x [N, ...] -> h [N, d], the last hidden layer; classifier: h -> logits [N, K]."""
+    """features: x [N, ...] -> h [N, d], the last hidden layer; classifier: h -> logits [N, K]. Of a sequence [N, T]: [N, T, d], [N, T, K]."""
 
     def __init__(self, features: nn.Module, classifier: nn.Linear) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Net(nn.Module):
         return self.classifier(self.features(x))
 
     def reset(self) -> None:
-        """Forget recurrent state; nothing to do unless there is some."""
+        """Forget recurrent state, of training or of evaluation as the network's mode is; nothing to do unless there is some."""
 
 
 def record(net: nn.Module, pre: bool = False) -> list[Tensor]:
@@ -60,8 +60,12 @@ def record(net: nn.Module, pre: bool = False) -> list[Tensor]:
     Either the taps after the non-linearities or, with `pre`, those before. The caller clears the list before a forward.
     """
     activations: list[Tensor] = []
+
+    def see(tap: Tap, _: object, out: Tensor) -> Tensor:
+        samples = out.flatten(0, tap.sample_dims - 1) if tap.sample_dims > 1 else out
+        activations.append(samples)
+        return samples.view_as(out)  # by way of the samples: a hook on their gradient then sees it, and may edit it
+
     for tap in (module for module in net.modules() if isinstance(module, Tap) and module.pre == pre):
-        tap.register_forward_hook(
-            lambda tap, _, out: activations.append(out.flatten(0, tap.sample_dims - 1) if tap.sample_dims > 1 else out)
-        )
+        tap.register_forward_hook(see)
     return activations

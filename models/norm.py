@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,3 +25,30 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 def group(channels: int, num_groups: int, eps: float = 1e-5) -> nn.GroupNorm:
     """Group normalisation (Wu & He 2018): torch's layer with the channels as first argument, as a factory needs it."""
     return nn.GroupNorm(num_groups, channels, eps=eps)
+
+
+class RecurrentBatchNorm(nn.Module):
+    """Batch normalisation inside a recurrent layer (Cooijmans et al. 2017): statistics of each step of their own, weight and bias shared.
+
+    x [N, C], step from 0 on -> [N, C]. A step beyond the last that has statistics uses those of the last. The weight starts at `gamma`.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, steps: int = 35, gamma: float = 0.1, momentum: float = 0.05, eps: float = 1e-5) -> None:
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"steps: {steps} is not allowed; it must be at least 1")
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.full((channels,), gamma))
+        self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(steps, channels))
+        self.register_buffer("running_var", torch.ones(steps, channels))
+
+    def forward(self, x: Tensor, step: int | None = None) -> Tensor:
+        if step is None:
+            raise RuntimeError("norm=rbn is for recurrent networks")
+        slot = min(step, len(self.running_mean) - 1)
+        mean, var = self.running_mean[slot], self.running_var[slot]
+        return nn.functional.batch_norm(x.to(mean.dtype), mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)

@@ -22,6 +22,7 @@ class ActivationPenalty(Regularizer):
     share a / (a + g) of what is added, a and g being the lengths of that and of the gradient to which it is added.
     """
 
+    sequences = True
     edits = True
 
     def __init__(self, weight: float, batch_reduction: str = "sum", spatial: str = "units") -> None:

@@ -34,11 +34,13 @@ class Regularizer(nn.Module):
     rng: the method's own generator, set by the trainer; drawing from any other would change the batches other methods see.
     second_batch: True asks the trainer for an independent second mini-batch, handed to `penalty` as `other`.
     preactivations: True asks for those of each pass.
+    sequences: True says that the method takes those too: h [N, T, d], logits [N, T, K], and a label for each of the T.
     edits: True says that `penalty` puts hooks on activations, which a compiled network would not call.
     """
 
     second_batch: ClassVar[bool] = False
     preactivations: ClassVar[bool] = False
+    sequences: ClassVar[bool] = False
     edits: ClassVar[bool] = False
     weight: Tensor
     rng: Generator

@@ -11,6 +11,8 @@ from regularizers.base import Pass, Regularizer
 class LabelSmoothing(Regularizer):
     """target -> (1 - smoothing) * target + smoothing / K; acts on hard labels and on the soft targets of other methods alike."""
 
+    sequences = True
+
     def __init__(self, smoothing: float) -> None:
         super().__init__(weight=smoothing)
         if not 0 <= smoothing <= 1:

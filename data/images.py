@@ -35,6 +35,7 @@ class Images:
     std: tuple[float, ...]
     sizes: dict[str, int]
     archive: Archive | None = None
+    few = 400  # images are enough to time a step
 
     def __call__(
         self,

@@ -27,7 +27,7 @@ def describe(cfg: DictConfig) -> str:
     lines = {
         "run": store.run_id(cfg),
         "folder": f"{run.path} ({run.state})",
-        "data": f"{trainer.bundle.variant}: {samples} images, {trainer.bundle.num_classes} classes",
+        "data": f"{trainer.bundle.variant}: {samples} {trainer.bundle.unit}, {trainer.bundle.num_classes:,} classes",
         "parameters": f"{count:,}" + (f" and {extra:,} of methods" if extra else ""),
         "taps": sum(isinstance(module, Tap) and not module.pre for module in modules),
         "norm layers": f"{norms}" + (f" ({layer.__name__})" if norms else ""),

@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,25 +70,27 @@ def stored(root: Path) -> dict[str, Estimate]:
 def measure(cfg: DictConfig) -> Estimate:
     """Times a few steps, one batch of the evaluation and a checkpoint of this run; nothing is kept.
 
-    Without its data, embedded digits of its shape stand in for as many images as the official data set has. Raises ConfigError
-    when something else is wrong, or that number is not known.
+    Without its data, embedded digits or text of its shape stand in for as many images or words as the official data set has. Raises
+    ConfigError when something else is wrong, or that number is not known.
     """
     import torch  # not earlier: a plan whose runs are all stored does without
 
     try:
-        trainer, sizes, source = make_trainer(cfg), None, "timed steps"
+        trainer, sizes, source = make_trainer(cfg), {}, "timed steps"
     except ConfigError as error:
-        sizes, source = getattr(resolve(cfg.dataset, "dataset"), "sizes", None), f"timed steps on stand-in data: {error}"
-        if not sizes:
+        known, source = resolve(cfg.dataset, "dataset"), f"timed steps on stand-in data: {error}"
+        if not getattr(known, "sizes", None):
             raise
-        few = {split: min(count or 400, 400) for split, count in (("train", cfg.profile.train), ("test", cfg.profile.test))}
-        trainer = make_trainer(OmegaConf.merge(cfg, {"profile": few | {"embedded": True}}))  # type: ignore[arg-type]
-        sizes = {split: cfg.profile[split] or sizes[split] for split in few}
+        limits = {"train": cfg.profile.train, "test": cfg.profile.test}
+        few = {split: min(count or known.few, known.few) for split, count in limits.items()}  # type: ignore[attr-defined]
+        trainer = make_trainer(OmegaConf.merge(cfg, {"dataset": {"source": "embedded"}, "profile": few}))  # type: ignore[arg-type]
+        sizes = {split: limits.get(split, limits["test"]) or size for split, size in known.sizes.items()}  # type: ignore[attr-defined]
     bundle, steps = trainer.bundle, trainer.steps_per_epoch
-    test = len(bundle.splits["test"][1])
-    if sizes is not None:
-        samples = round(sizes["train"] * (1 - cfg.dataset.get("valid", 0)))
-        steps, test = Length(cfg, samples).steps_per_epoch, sizes["test"]
+    if sizes:
+        held_out = round(sizes["train"] * cfg.dataset.get("valid", 0))
+        sizes |= {"train": sizes["train"] - held_out} | ({"valid": held_out} if held_out else {})
+        steps = Length(cfg, bundle.steps(sizes["train"], cfg.batch_size, cfg.drop_last)).steps_per_epoch
+    read = sum(sizes.get(split, len(y)) for split, (_, y) in bundle.splits.items() if split != "train")
 
     times: list[float] = []
     for samples in itertools.chain.from_iterable(trainer.samples() for _ in itertools.count()):
@@ -96,10 +98,9 @@ def measure(cfg: DictConfig) -> Estimate:
         if len(times) >= LEAST_STEPS and (sum(times) > ENOUGH_SECONDS or len(times) == MOST_STEPS):
             break
     step = statistics.median(times[len(times) // 2 :])  # the first steps pay for what later ones find ready
-    x, y = (values[: cfg.evaluate.batch_size] for values in bundle.splits["test"])
-    trainer.bundle = replace(bundle, splits=bundle.splits | {"test": (x, y)})
-    trainer.evaluate("test")
-    evaluation = _seconds(trainer, lambda: trainer.evaluate("test")) * test / len(y)
+    batch = next(iter(bundle.batches("test", cfg.evaluate.batch_size)))
+    trainer.measure([batch])
+    evaluation = _seconds(trainer, lambda: trainer.measure([batch])) * read / batch.y.numel()
     saving = _seconds(trainer, lambda: torch.save(trainer.state(), io.BytesIO())) / cfg.runtime.checkpoint_every
     dense = len(trainer.evaluations) - trainer.epochs
     return Estimate(steps * step + evaluation + saving, steps, dense * evaluation, source)

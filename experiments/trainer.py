@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -212,13 +212,17 @@ class Trainer:
     # the evaluation
 
     def evaluate(self, split: str) -> dict[str, float]:
+        """What `measure` finds on a split."""
+        return self.measure(self.bundle.batches(split, self.cfg.evaluate.batch_size))
+
+    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """accuracy and error in percent, cross-entropy in nats per label and perplexity, root mean square of the last hidden layer."""
         self.net.eval()
         self.net.reset()
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         count = width = 0
         with torch.inference_mode():
-            for batch in self.bundle.batches(split, self.cfg.evaluate.batch_size):
+            for batch in batches:
                 out = self.forward(batch)
                 logits, y, h = out.logits.float().flatten(0, -2), batch.y.flatten(), out.features.float()
                 right = (logits.argmax(1) == y).sum()

@@ -17,9 +17,14 @@ class Recurrent(nn.Module):
     """One LSTM layer, x [N, T, inputs], (h, c) [N, units] each -> outputs [N, T, units], (h, c); parameters as torch.nn.LSTM's.
 
     With a recurrent norm it is Cooijmans et al.'s BN-LSTM (eqs. 6 to 8): BN of each of the two products, without shift, and of the
-    cell where the output reads it; one bias, whose part of the forget gate starts at 1.
+    cell where the output reads it; the bias of the forget gate starts at 1.
     loop: step by step in Python even where torch's fused layer could do it: the same numbers, as a reference.
     """
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor
+    bias_hh: Tensor
 
     def __init__(self, inputs: int, units: int, norm: Norm, loop: bool) -> None:
         super().__init__()
@@ -30,9 +35,10 @@ class Recurrent(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
         if self.normed:
             self.norm_ih, self.norm_hh, self.norm_c = norm(4 * units), norm(4 * units), norm(units)
-            self.norm_ih.bias = self.norm_hh.bias = self.bias_hh = None
+            for layer in (self.norm_ih, self.norm_hh):
+                layer.register_parameter("bias", None)
             with torch.no_grad():
-                self.bias_ih[units : 2 * units] = 1
+                self.bias_ih[units : 2 * units], self.bias_hh[units : 2 * units] = 1, 0
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor], mask: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """mask: what h is multiplied with where the recurrent weights read it: [N, units], or [1, units] for all rows alike."""
@@ -47,7 +53,7 @@ class Recurrent(nn.Module):
     def stepped(self, x: Tensor, state: tuple[Tensor, Tensor], mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         h, c = state
         outputs = []
-        bias = self.bias_ih if self.normed else self.bias_ih + self.bias_hh
+        bias = self.bias_ih + self.bias_hh
         projected = nn.functional.linear(x, self.weight_ih, None if self.normed else bias)
         for step, inputs in enumerate(projected.unbind(1)):  # not projected[:, t]: each gradient would be a tensor of all steps
             recurrent = nn.functional.linear(h if mask is None else h * mask, self.weight_hh)
@@ -76,7 +82,7 @@ class Features(nn.Module):
         self.states: dict[bool, Tensor] = {}  # of training, of evaluation: [layers, h and c, N, width]
 
     def forward(self, words: Tensor) -> Tensor:
-        rows, length = words.shape
+        rows = len(words)
         x = self.embedding(words)
         if (mask := self.mask("p_e", x, rows, self.embedding.num_embeddings)) is not None:  # a word's fate is one for the whole window
             x = x * mask.gather(1, words)[..., None]

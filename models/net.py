@@ -40,7 +40,7 @@ class Shift(nn.Module):
 
 
 class Net(nn.Module):
-    """features: x [N, ...] -> h [N, d], the last hidden layer; classifier: h -> logits [N, K]. Of a sequence [N, T]: [N, T, d], [N, T, K]."""
+    """features: x [N, ...] -> h [N, d], the last hidden layer; classifier: h -> logits [N, K]; for a sequence [N, T, d] and [N, T, K]."""
 
     def __init__(self, features: nn.Module, classifier: nn.Linear) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ def bundle(labels: list[int], num_classes: int, augment: Augment | None = None) 
 
 
 def epoch(b: Bundle, batch_size: int, rng: Generator, balanced: bool = False) -> list[Batch]:
-    return [b.take(chosen, rng, balanced) for chosen in b.order(rng, balanced).split(batch_size)]
+    return [b.take(chosen, rng, balanced) for chosen in b.indices(rng, batch_size, balanced)]
 
 
 UNEVEN = [0] * 7 + [1] * 3 + [2] * 5
@@ -53,7 +53,7 @@ def test_epoch(balanced: bool, batch_size: int) -> None:
     b = bundle(UNEVEN, 3)
     batches = epoch(b, batch_size, rng(), balanced)
     sizes = [len(batch.y) for batch in batches]
-    assert sum(sizes) == b.epoch_size(balanced)
+    assert sum(sizes) == b.epoch_size(balanced) and len(sizes) == b.steps(sum(sizes), batch_size, drop_last=False)
     assert set(sizes[:-1]) <= {batch_size} and sizes[-1] <= batch_size
     for batch in batches:
         assert batch.target is batch.y
@@ -63,6 +63,12 @@ def test_epoch(balanced: bool, batch_size: int) -> None:
         else:
             assert batch.per_class is None
     assert {int(i) for batch in batches for i in batch.x.flatten()} == set(range(15))
+
+
+def test_an_incomplete_batch_is_a_step_unless_dropped() -> None:
+    b = bundle(UNEVEN, 3)
+    assert [b.steps(n, 10, drop_last=False) for n in (1, 10, 11, 100)] == [1, 1, 2, 10]
+    assert [b.steps(n, 10, drop_last=True) for n in (1, 10, 11, 100)] == [1, 1, 1, 10]
 
 
 def test_batches_cover_the_split_in_order() -> None:

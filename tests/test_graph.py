@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from nets import MODELS, small
+from nets import IMAGE, TEXT, composed, small
 from test_trainer import COMPOSED, data_home, same, train, trainer
 
 from experiments import graph
@@ -14,6 +14,7 @@ from experiments.graph import WARM_UP, Replayed
 from experiments.trainer import Trainer
 
 __all__ = ["data_home"]  # a fixture
+BOTH = [(model, method) for model in (*IMAGE, *TEXT) for method in ("vanilla", composed(model))]
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 PARTIAL = ["batch_size=30", "epochs=3", "schedule.at=[1,2]"]  # 100 samples: three full batches and a smaller one
 
@@ -47,6 +48,16 @@ def test_replayed_steps_are_the_steps(method: str, recordings: list[list[int]]) 
     assert same(made.state()["net"], train(f"method={method}", *PARTIAL, epochs=3).state()["net"])
     assert [row["lr"] for row in made.rows] == pytest.approx([0.05, 0.01, 0.002])
     assert recordings == [[1] * (9 - WARM_UP)]  # of nine full batches; the smaller ones run as they are
+
+
+def test_replayed_windows_are_the_windows(recordings: list[list[int]]) -> None:
+    """Each goes on from the state that the last one left, whether that was replayed or not."""
+    words = [*small("lstm"), "method=per", "profile.train=180", "epochs=3"]  # ten columns of 17: three windows of 5 and one of 2
+    made = replayed(*words)
+    for _ in range(3):
+        made.train_epoch()
+    assert same(made.state()["net"], train(*words, epochs=3).state()["net"])
+    assert recordings == [[1] * (9 - WARM_UP)]
 
 
 def test_what_changes_between_steps_stays_where_it_is(recordings: list[list[int]]) -> None:
@@ -84,8 +95,7 @@ def test_samples_are_copied_to_where_the_recording_reads_them() -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", ["vanilla", COMPOSED])
+@pytest.mark.parametrize(("model", "method"), BOTH)
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_a_step_on_a_gpu_does_not_wait(model: str, method: str, precision: str) -> None:
     made = trainer(*small(model), f"method={method}", f"precision={precision}", "runtime.device=cuda")
@@ -99,8 +109,7 @@ def test_a_step_on_a_gpu_does_not_wait(model: str, method: str, precision: str) 
 
 
 @on_gpu
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", ["vanilla", COMPOSED])
+@pytest.mark.parametrize(("model", "method"), BOTH)
 def test_graph_is_eager_within_rounding(model: str, method: str) -> None:
     """Few steps, so that rounding has no time to grow; all are replayed but the first ones."""
     words = [*small(model), f"method={method}", "profile.train=100", "epochs=1", "optim.lr=0.001", "runtime.device=cuda"]

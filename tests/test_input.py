@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from experiments import cli, table, train
 
 ROOT = Path(__file__).resolve().parent.parent
+TEXT = "experiment=per_lstm dataset=docs model.width=8"
 TINY = ["dataset=digits", "dataset.train=100", "profile.test=100", "epochs=1", "runtime.threads=1"]
 Command = Callable[..., str]
 
@@ -54,12 +55,12 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     ("words", "expected"),
     [
         # unknown names
-        ("dataset=foo", "dataset: 'foo' is not known; allowed: cifar10, cifar100, digits, fmnist"),
-        ("model=foo", "model: 'foo' is not known; allowed: cnn11, mobilenet, net2c, net5c, resnet110"),
+        ("dataset=foo", "dataset: 'foo' is not known; allowed: cifar10, cifar100, digits, docs, fmnist"),
+        ("model=foo", "model: 'foo' is not known; allowed: cnn11, lstm, mobilenet, net2c, net5c, resnet110"),
         ("method=foo", "method: 'foo' is not known; allowed: itdm_c, itdm_j"),
         ("method=[itdm_c,foo]", "method: 'foo' is not known; allowed: itdm_c, itdm_j"),
         ("norm=foo", "norm: 'foo' is not known; allowed: bn, gn, none"),
-        ("schedule=foo", "schedule: 'foo' is not known; allowed: constant, steps"),
+        ("schedule=foo", "schedule: 'foo' is not known; allowed: constant, plateau, steps"),
         ("profile=foo", "profile: 'foo' is not known; allowed: paper, short, smoke"),
         ("experiment=foo", "experiment: 'foo' is not known; allowed: demo"),
         # misspelt keys
@@ -114,7 +115,7 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("step=fast", "step: fast is not allowed; it must be eager, graph"),
         ("step=graph runtime.device=cpu", "step: graph needs a GPU; allowed here: eager"),
         ("compile=maybe", "compile: 'maybe' is not allowed; it must be true or false"),
-        ("dataset=cifar10 dataset.source=embedded", "model: models.cnn.net2c does not take the data set's 3x32x32 (Given groups=1"),
+        ("dataset=cifar10 dataset.source=embedded", "model: models.cnn.net2c does not take the data set's 3x32x32 images (Given groups=1"),
         (
             "dataset=cifar10 dataset.source=embedded model=vgg13 dataset.size=16",
             "model: models.vgg.vgg13 does not take",
@@ -123,6 +124,20 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("dataset=cifar10 dataset.source=embedded dataset.flip=1", "dataset.flip: 1 is not allowed; it must be true or false"),
         ("dataset=cifar10 dataset.source=embedded dataset.padding=-1", "dataset: dataset.padding=-1: choose 0 to 32 pixels"),
         ("dataset=cifar10 runtime.data_dir=nowhere", "dataset: cifar10 is not under nowhere (looked for cifar-10-batches-py"),
+        # text where images are meant, and the other way round
+        ("model=lstm norm=none", "model: models.lstm.lstm does not take the data set's 1x28x28 images"),
+        ("experiment=per_lstm dataset=docs model=net2c", "model: models.cnn.net2c does not take the data set's 35 words"),
+        (f"{TEXT} method=itdm_c", "method: itdm_c is for samples of one label each, and here every one of the words has its own"),
+        (f"{TEXT} method=[per,itdm_j]", "method: itdm_j is for samples of one label each"),
+        (f"{TEXT} method=vcl", "method: vcl is for samples of one label each"),
+        (f"{TEXT} balanced=true", "balanced: true is not allowed for text, whose words stay in their order; it must be false"),
+        (f"{TEXT} batch_size=900 profile.train=800", "batch_size: 900 is not allowed for 799 words; it must be at most that"),
+        (f"{TEXT} dataset.bptt=0", "dataset: dataset.bptt=0: choose a whole number of at least 1"),
+        (f"{TEXT} norm=gn", "model: norm: GroupNorm does not go into an LSTM; allowed: none, rbn"),
+        (f"{TEXT} model.p_i=1", "model: p_i: 1 is not allowed; it must be a number from 0 to below 1"),
+        (f"{TEXT} model.recurrent_mask=none", "model: recurrent_mask: 'none' is not known; allowed: rows, shared"),
+        ("norm=rbn", "model: models.cnn.net2c does not take the data set's 1x28x28 images (norm=rbn is for recurrent networks)"),
+        ("schedule=plateau", "schedule: plateau goes by a split `valid`, which the data set lacks; set dataset.valid"),
         ("norm=gn norm.num_groups=3", "model: num_channels (20) must be divisible by num_groups (3)"),
         # no override at all
         ("dataset", "'dataset' is not KEY=VALUE"),
@@ -283,7 +298,7 @@ def test_a_bug_keeps_its_traceback(runs: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_options_lists_what_a_group_offers() -> None:
     from experiments.config import options
 
-    assert options("norm") == ["bn", "gn", "none"]
+    assert options("norm") == ["bn", "gn", "none", "rbn"]
     assert all(OmegaConf.load(cli.CONF / "norm" / f"{name}.yaml")["_target_"] for name in options("norm"))
 
 

@@ -12,14 +12,13 @@ from experiments.optim import constant, steps
 __all__ = ["data_home"]  # a fixture
 
 
-def length(samples: int, **words: object) -> Length:
-    """Of a run in batches of ten."""
-    usual = {"epochs": 4, "iterations": None, "batch_size": 10, "drop_last": False, "profile": {"epochs": 1, "steps": None}}
-    return Length(OmegaConf.create(usual | words), samples)
+def length(full: int, **words: object) -> Length:
+    usual = {"epochs": 4, "iterations": None, "profile": {"epochs": 1, "steps": None}}
+    return Length(OmegaConf.create(usual | words), full)
 
 
 def evaluations(epochs: int, steps_per_epoch: int, every: int | None, dense: int) -> list[int]:
-    return list(length(10 * steps_per_epoch, epochs=epochs).evaluations(every, dense))
+    return list(length(steps_per_epoch, epochs=epochs).evaluations(every, dense))
 
 
 def test_evaluations_without_every() -> None:
@@ -44,13 +43,8 @@ def test_evaluations_by_hand() -> None:
     assert evaluations(2, 3, 50, 10) == [3, 6]
 
 
-def test_an_incomplete_batch_is_a_step_unless_dropped() -> None:
-    assert [length(n).full for n in (1, 10, 11, 100)] == [1, 1, 2, 10]
-    assert [length(n, drop_last=True).full for n in (1, 10, 11, 100)] == [1, 1, 1, 10]
-
-
 def test_iterations_end_within_an_epoch() -> None:
-    found = length(100, iterations=25, epochs=99)  # ten steps an epoch
+    found = length(10, iterations=25, epochs=99)
     assert (found.epochs, found.steps, found.printed, list(found.evaluations(None, 10))) == (3, 25, 25, [10, 20, 25])
     assert list(found.evaluations(4, 3)) == [10, 20, 24, 25][-4:] and found.shown(10) == 10
 
@@ -60,7 +54,7 @@ def test_iterations_end_within_an_epoch() -> None:
     [({"epochs": 0.2, "steps": None}, 13, 2), ({"epochs": 0, "steps": 2}, 2, 1), ({"epochs": 1, "steps": 2}, 13, 7)],
 )
 def test_a_profile_shortens_iterations(profile: dict[str, float], steps: int, epochs: int) -> None:
-    found = length(100, iterations=65, profile=profile)
+    found = length(10, iterations=65, profile=profile)
     assert (found.steps, found.epochs) == (steps, epochs) and found.shown(steps) == 65
     assert list(found.evaluations(None, 0))[-1] == steps and len(found.evaluations(None, 0)) == epochs
 

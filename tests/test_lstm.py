@@ -45,8 +45,7 @@ def test_parameters(words: int, tied: bool, wanted: int) -> None:
 def test_rbn_s_parameters() -> None:
     with torch.device("meta"):
         plain, normed = (count(lstm(100, norm)) for norm in (NONE, RBN))
-    # two weights of four gates, a weight and a shift of the cell, one of two biases less, in both layers
-    assert normed - plain == 2 * (2 * 2600 + 2 * 650 - 2600)
+    assert normed - plain == 2 * (2 * 2600 + 2 * 650)  # in both layers, two weights of four gates, a weight and a shift of the cell
 
 
 def test_initial_weights() -> None:
@@ -149,7 +148,7 @@ def test_rbn_by_hand() -> None:
 
     for step in range(7):
         products = normed(x[:, step] @ layer.weight_ih.T, layer.norm_ih.weight) + normed(h @ layer.weight_hh.T, layer.norm_hh.weight)
-        i, f, g, o = (products + layer.bias_ih).split(6, dim=1)
+        i, f, g, o = (products + layer.bias_ih + layer.bias_hh).split(6, dim=1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(normed(c, layer.norm_c.weight) + layer.norm_c.bias)
         torch.testing.assert_close(out[:, step], h, rtol=1e-9, atol=1e-12)
@@ -164,8 +163,9 @@ def test_rbn_starts_small_with_a_forget_gate_that_is_open() -> None:
     layer(torch.randn(400, 3, 50).double(), (torch.randn(400, 50).double(), torch.randn(400, 50).double()))
     gates = seen[-2] + seen[-1]
     assert gates.std(0).mean() == pytest.approx(0.1 * math.sqrt(2), rel=0.05)
-    assert layer.bias_ih.view(4, 50)[1].eq(1).all() and layer.bias_ih.view(4, 50)[[0, 2, 3]].abs().max() <= 50**-0.5
-    assert layer.bias_hh is None and layer.norm_hh.bias is None and layer.norm_c.bias is not None
+    bias = (layer.bias_ih + layer.bias_hh).view(4, 50)
+    assert bias[1].eq(1).all() and bias[[0, 2, 3]].abs().max() <= 2 * 50**-0.5
+    assert layer.norm_ih.bias is layer.norm_hh.bias is None and not layer.norm_c.bias.any()
 
 
 def test_rbn_keeps_statistics_of_each_step_and_uses_the_last_ones_beyond() -> None:
@@ -209,22 +209,18 @@ def test_rbn_in_evaluation_keeps_rows_apart() -> None:
 def test_other_norm_layers_are_refused(norm: Any) -> None:
     with pytest.raises(ValueError, match=r"^norm: (Group|Batch)Norm\w* does not go into an LSTM; allowed: none, rbn$"):
         lstm(10, norm)
-    with pytest.raises(RuntimeError, match="^norm=rbn is for recurrent networks$"):
+    with pytest.raises(RuntimeError, match=r"^norm=rbn is for recurrent networks$"):
         RBN(3)(torch.zeros(2, 3))
 
 
 # The state
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("loop", [True, False])
-@pytest.mark.parametrize("norm", [NONE, RBN])
-def test_windows_are_one_long_text(training: bool, loop: bool, norm: Any) -> None:
+@pytest.mark.parametrize(("norm", "training", "loop"), [(NONE, True, True), (NONE, True, False), (NONE, False, False), (RBN, False, True)])
+def test_windows_are_one_long_text(norm: Any, training: bool, loop: bool) -> None:
     net = model(norm, loop=loop)
     if norm is RBN:
         net(ids(3, 20, seed=9))  # statistics to evaluate with
-        if training:
-            pytest.skip("the statistics of a window's steps count from its start")
         for layer in net.features.layers:  # of all steps alike
             for part in (layer.norm_ih, layer.norm_hh, layer.norm_c):
                 part.running_mean[:], part.running_var[:] = part.running_mean[0].clone(), part.running_var[0].clone()

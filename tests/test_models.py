@@ -9,11 +9,12 @@ import re
 import hydra
 import pytest
 import torch
+from nets import IMAGE, NORMS
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from experiments.cli import CONF
-from experiments.config import build, options
+from experiments.config import build
 from models.net import Net, Tap, record
 from models.norm import BatchNorm, group
 from models.resnet import BasicBlock
@@ -38,7 +39,8 @@ TAPS: dict[str, list[tuple[int, ...]]] = {
 }
 # of the last hidden layer
 WIDTH = {"net2c": 100, "net5c": 512, "vgg13": 512, "resnet18": 512, "mobilenet": 1024, "cnn11": 300, "resnet56": 64, "resnet110": 64}
-EVERY = [(model, norm) for model in options("model") for norm in options("norm")]
+MODELS = [*IMAGE, "resnet110"]
+EVERY = [(model, norm) for model in MODELS for norm in NORMS]
 every = pytest.mark.parametrize(("model", "norm"), EVERY)
 
 
@@ -77,7 +79,7 @@ def images(model: str, count: int = 4, seed: int = 0) -> Tensor:
 
 
 def test_folders_are_not_empty() -> None:
-    assert {"net2c", "net5c"} <= set(options("model")) and {"none", "bn", "gn"} <= set(options("norm"))
+    assert {"net2c", "net5c"} <= set(MODELS) and {"none", "bn", "gn"} <= set(NORMS)
 
 
 @every
@@ -191,7 +193,7 @@ def test_norm_follows_the_activation(model: str) -> None:
     assert len(blocks) == len(TAPS[model]) and all(block == ["ReLU", "Tap", "BatchNorm"] for block in blocks)
 
 
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", MODELS)
 def test_channels_and_classes_are_options(model: str) -> None:
     node = config(model, "none").model
     channels, size = node.in_channels, images(model).shape[-1]

@@ -15,7 +15,7 @@ from typing import Any
 import hydra
 import pytest
 import torch
-from nets import MODELS, small
+from nets import IMAGE, TEXT, composed, small
 from omegaconf import DictConfig, OmegaConf
 from test_mmd import Calls
 from torch import Tensor
@@ -29,7 +29,7 @@ from regularizers.base import Pass
 
 SMALL = ["dataset=digits", "model=net2c", "norm=bn", "epochs=2", "batch_size=20", "profile.train=100", "profile.test=60"]
 METHODS = [name for name in options("method") if name != "vanilla"]
-COMPOSED = "[itdm_c,label_smoothing]"
+COMPOSED = composed("net2c")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -100,10 +100,11 @@ def watch(made: Trainer, see: Callable[[Batch, Batch | None], None]) -> Trainer:
 # Runs that can be compared
 
 
-# Every method on one network, and one that adds a term, one that edits the backward pass, on all.
+# Every method on one network, and one that adds a term, one that edits the backward pass, on all; on text, all that take it.
 WEIGHTED = [("net2c", name) for name in METHODS if strength(name)] + [
-    (net, name) for net in MODELS if net != "net2c" for name in ("itdm_c", "per")
+    (net, name) for net in IMAGE if net != "net2c" for name in ("itdm_c", "per")
 ]
+WEIGHTED += [(net, name) for net in TEXT for name in ("per", "l1", "l2", "label_smoothing")]
 
 
 @pytest.mark.parametrize(("model", "method"), WEIGHTED)
@@ -196,11 +197,11 @@ def test_weight_decay_is_off_by_default() -> None:
     assert [group["weight_decay"] for group in trainer().optimizer.param_groups] == [0]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*IMAGE, *TEXT])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradients_lie_in_memory_as_their_weights_do(model: str, precision: str) -> None:
     """torch's fused SGD on a CPU goes through memory: given another layout, it would take a gradient for that of another weight."""
-    made = trainer(*small(model), "method=itdm_c", f"precision={precision}", "profile.steps=1")
+    made = trainer(*small(model), f"method={composed(model)}", f"precision={precision}", "profile.steps=1")
     made.train_epoch()
     for name, value in made.net.named_parameters():
         assert value.grad is not None and value.grad.stride() == value.stride(), name
@@ -253,7 +254,8 @@ def test_first_epoch_has_the_numbers_it_always_had(norm: str, wanted: float) -> 
 # The state
 
 
-RESUMED = [("net2c", method) for method in ("vanilla", *METHODS, COMPOSED)] + [(net, COMPOSED) for net in MODELS if net != "net2c"]
+RESUMED = [("net2c", method) for method in ("vanilla", *METHODS, COMPOSED)]
+RESUMED += [(net, composed(net)) for net in (*IMAGE, *TEXT) if net != "net2c"]
 
 
 @pytest.mark.parametrize(("model", "method"), RESUMED)
@@ -405,7 +407,7 @@ def step_calls(*overrides: str) -> tuple[Calls, Calls]:
 
 @pytest.mark.parametrize(
     ("model", "method"),
-    [("net2c", method) for method in METHODS] + [(model, method) for model in MODELS for method in ("vanilla", "[per,vcl]", COMPOSED)],
+    [("net2c", method) for method in METHODS] + [(model, method) for model in IMAGE for method in ("vanilla", "[per,vcl]", COMPOSED)],
 )
 def test_a_step_does_not_wait_for_the_device_and_has_few_calls(model: str, method: str) -> None:
     whole, update = step_calls(*small(model), f"method={method}", "precision=bf16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Corpus(Bundle):
         return max(1, length // self.bptt if drop_last else -(-length // self.bptt))
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
-        """One pass over a split in `batch_size` columns, or as many as it has words."""
+        """One pass over a split in `batch_size` columns, at most one for each word."""
         x, y = self.splits[split]
         for places in self.windows(split, min(batch_size, len(y))):
             yield Batch(x[places], y[places], y[places])
@@ -104,13 +105,14 @@ class Text:
         for name, count, least in (("train", train, 2), ("test", test, 2), ("bptt", bptt, 1), ("classes", classes, 3)):
             if count is not None and count < least:
                 raise DataError(f"dataset.{name}={count}: choose a whole number of at least {least}")
+        size = self.num_classes
         if source == "embedded" or not self.file:
-            ids = embedded(classes or self.num_classes)
+            size = classes or size
+            ids = embedded(size)
             variant = f"embedded text in place of {self.name}" if self.file else "the suite's documentation"
         else:
             ids = self.read(Path(data_dir), download)
             variant = f"{self.title}, official text"
-        size = classes or self.num_classes if source == "embedded" else self.num_classes
         splits = {}
         for split, whole in ids.items():
             limit = train if split == "train" else test
@@ -121,53 +123,53 @@ class Text:
         return Corpus(splits, size, lambda x: x, variant, bptt=bptt)
 
     def read(self, root: Path, download: Download) -> dict[str, Tensor]:
-        """The word ids of each split; fetched before, if they may be and are not there."""
-        texts = self.texts(root)
-        if not texts and download:
-            with alone(root, self.name):
-                texts = self.texts(root) or self.fetched(root, download)
-        if not texts:
-            by_hand = " and ".join(path for _, path, _ in self.published)
-            looked = ", ".join(dict.fromkeys([self.file.format(split="train"), *(path for _, path, _ in self.published)]))
-            remedy = f"add runtime.download=true to fetch it, or place {by_hand} there by hand, or point DATA_DIR at it"
-            raise DataError(f"{self.name} is not under {root} (looked for {looked}): {remedy}")
-        words = {split: tokens(text) for split, (_, text) in texts.items()}
-        for split, found in words.items():
-            if len(found) != self.sizes[split]:
-                raise DataError(
-                    f"{texts[split][0]} has {len(found):,} words, wanted {self.sizes[split]:,}: {self.another(texts[split][0])}"
-                )
-        vocabulary = {word: place for place, word in enumerate(dict.fromkeys(words["train"]))}
-        if len(vocabulary) != self.num_classes:
-            path = texts["train"][0]
-            raise DataError(f"{path} has {len(vocabulary):,} different words, wanted {self.num_classes:,}: {self.another(path)}")
-        return numbered(words, vocabulary)
-
-    def texts(self, root: Path) -> dict[str, tuple[str, str]]:
-        """Of each split where it lies, and its text; {} if the text is not there, as files or in a zip."""
-        paths = {split: root / self.file.format(split=split) for split in SPLITS}
-        zipped = [root / path for _, path, _ in self.published if path.endswith(".zip") and (root / path).is_file()]
+        """The word ids of each split; what is missing or not whole is fetched, if it may be."""
         try:
-            if all(path.is_file() for path in paths.values()):
-                return {split: (str(path), path.read_bytes().decode()) for split, path in paths.items()}
-            if zipped:
-                with zipfile.ZipFile(zipped[0]) as archive:
-                    inside = {split: archive.read(path.relative_to(root).as_posix()) for split, path in paths.items()}
-                return {split: (str(zipped[0]), text.decode()) for split, text in inside.items()}
-        except (UnicodeDecodeError, zipfile.BadZipFile, KeyError, OSError) as error:
-            path = str(zipped[0] if zipped else paths["train"].parent)
-            raise DataError(f"{path}: cannot be read ({one_line(error)}), {self.another(path)}") from None
-        return {}
-
-    def fetched(self, root: Path, download: Download) -> dict[str, tuple[str, str]]:
+            return self.ids(root)
+        except DataError:
+            if not download:
+                raise
         if marked_read_only(root):
             raise DataError(f"{self.name}: nothing can be downloaded into {root}, which is read-only: point DATA_DIR at another folder")
-        for url, path, md5 in self.published:
-            fetch(self.name, urls(Path(path).name, url, download), root / path, md5)
-        return self.texts(root)
+        with alone(root, self.name):
+            for url, path, md5 in self.published:
+                fetch(self.name, urls(Path(path).name, url, download), root / path, md5)
+        return self.ids(root)
 
-    def another(self, path: str) -> str:
-        return f"truncated, or another text than {self.title}: delete {path} {AGAIN}"
+    def ids(self, root: Path) -> dict[str, Tensor]:
+        """The word ids of each split, from the files, or else from the zip."""
+        paths = {split: root / self.file.format(split=split) for split in SPLITS}
+        if not all(path.is_file() for path in paths.values()) and (root / self.published[0][1]).is_file():
+            paths = dict.fromkeys(SPLITS, root / self.published[0][1])
+        words = {split: tokens(self.text(root, split, path)) for split, path in paths.items()}
+        for split, found in words.items():
+            if len(found) != self.sizes[split]:
+                raise self.another(paths[split], f"has {len(found):,} words, wanted {self.sizes[split]:,}")
+        vocabulary = {word: place for place, word in enumerate(dict.fromkeys(words["train"]))}
+        if len(vocabulary) != self.num_classes:
+            raise self.another(paths["train"], f"has {len(vocabulary):,} different words, wanted {self.num_classes:,}")
+        for split, path in paths.items():
+            if unknown := next((word for word in words[split] if word not in vocabulary), None) if UNK not in vocabulary else None:
+                raise self.another(path, f"has the word {unknown!r}, which the training text lacks")
+        return numbered(words, vocabulary)
+
+    def text(self, root: Path, split: str, path: Path) -> str:
+        """A split's text, from its file or from the zip at this path."""
+        try:
+            if path.suffix != ".zip":
+                return path.read_bytes().decode()
+            with zipfile.ZipFile(path) as archive:
+                return archive.read(self.file.format(split=split)).decode()
+        except FileNotFoundError:
+            by_hand = " and ".join(path for _, path, _ in self.published)
+            looked = ", ".join(dict.fromkeys([str(path.relative_to(root)), *(path for _, path, _ in self.published)]))
+            remedy = f"add runtime.download=true to fetch it, or place {by_hand} there by hand, or point DATA_DIR at it"
+            raise DataError(f"{self.name} is not under {root} (looked for {looked}): {remedy}") from None
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:  # whatever a zip has
+            raise self.another(path, f"cannot be read ({one_line(error)})") from None
+
+    def another(self, path: Path, fault: str) -> DataError:
+        return DataError(f"{path} {fault}, so it is truncated or not {self.title}'s: delete it {AGAIN}")
 
 
 def tokens(text: str) -> list[str]:
@@ -176,15 +178,9 @@ def tokens(text: str) -> list[str]:
 
 
 def numbered(words: dict[str, list[str]], vocabulary: dict[str, int]) -> dict[str, Tensor]:
-    """Word ids of each split, [n]; a word that the vocabulary lacks is <unk>. Raises DataError if that lacks <unk> too."""
-    unknown = vocabulary.get(UNK)
-    ids = {}
-    for split, text in words.items():
-        found = [vocabulary.get(word, unknown) for word in text]
-        if None in found:
-            raise DataError(f"{split}: the word {text[found.index(None)]!r} is not in the training text, which has no {UNK} either")
-        ids[split] = torch.tensor(found)
-    return ids
+    """Word ids of each split, [n]; a word that the vocabulary lacks is <unk>."""
+    unknown = vocabulary.get(UNK, 0)
+    return {split: torch.tensor([vocabulary.get(word, unknown) for word in text]) for split, text in words.items()}
 
 
 def embedded(size: int) -> dict[str, Tensor]:

@@ -27,8 +27,7 @@ __all__ = ["site"]  # a fixture
 SMALL = {"train": " the cat <unk> sat \n the mat \n", "valid": "a cat sat", "test": " \n mat the \n"}
 IDS = {"train": [0, 1, 2, 3, 4, 0, 5, 4], "valid": [2, 1, 3, 4], "test": [4, 5, 0, 4]}  # the cat <unk> sat <eos> mat; a: <unk>
 PTB, WIKI = (replace(known, sizes={"train": 8, "valid": 4, "test": 4}, num_classes=6) for known in (text.ptb, text.wikitext2))
-FILES = {"ptb": "ptb/ptb.{}.txt", "wikitext2": "wikitext-2/wiki.{}.tokens"}
-ZIP = "wikitext-2-v1.zip"
+FILES, ZIP = {"ptb": "ptb/ptb.{}.txt", "wikitext2": "wikitext-2/wiki.{}.tokens"}, "wikitext-2-v1.zip"
 
 
 def files(known: Text, **changed: str) -> dict[str, bytes]:
@@ -44,8 +43,8 @@ def zipped(members: dict[str, bytes], kind: int = zipfile.ZIP_DEFLATED) -> bytes
     return buffer.getvalue()
 
 
-def another(known: Text, path: Path) -> str:
-    return f"truncated, or another text than {known.title}: delete {path} and add runtime.download=true to fetch it again"
+def another(known: Text) -> str:
+    return f"so it is truncated or not {known.title}'s: delete it and add runtime.download=true to fetch it again"
 
 
 def load(known: Text, root: Path, **options: object) -> Corpus:
@@ -116,37 +115,40 @@ def test_a_truncated_text_is_refused(raw: Path, split: str, packed: bool) -> Non
     members = files(known, **{split: SMALL[split].rstrip().rpartition(" ")[0]})  # its last word is missing
     write_files(raw, {ZIP: zipped(members)} if packed else members)
     counts = {"train": "7 words, wanted 8", "valid": "3 words, wanted 4", "test": "3 words, wanted 4"}[split]
-    assert error(lambda: load(known, raw)) == f"{path} has {counts}: {another(known, path)}"
+    assert error(lambda: load(known, raw)) == f"{path} has {counts}, {another(known)}"
 
 
 def test_another_vocabulary_other_bytes_and_unknown_words_without_unk_are_refused(raw: Path) -> None:
     path = raw / "ptb" / "ptb.train.txt"
     write_files(raw, files(PTB, train=SMALL["train"].replace("mat", "cat")))
-    assert error(lambda: load(PTB, raw)) == f"{path} has 5 different words, wanted 6: {another(PTB, path)}"
+    assert error(lambda: load(PTB, raw)) == f"{path} has 5 different words, wanted 6, {another(PTB)}"
     path.write_bytes(b"the \xff cat")
     said = error(lambda: load(PTB, raw))
-    assert said.startswith(str(path.parent)) and "'utf-8' codec can't decode byte 0xff in position 4" in said and "download=true" in said
+    assert said.startswith(f"{path} cannot be read ('utf-8' codec can't decode byte 0xff in position 4") and said.endswith(another(PTB))
     write_files(raw, files(PTB, train=SMALL["train"].replace("<unk>", "dog"), valid="dog the cat", test="cat a the"))
-    assert error(lambda: load(PTB, raw)).startswith("test: the word 'a' is not in the training text, which has no <unk> either")
+    wrong = f"{path.with_name('ptb.test.txt')} has the word 'a', which the training text lacks, {another(PTB)}"
+    assert error(lambda: load(PTB, raw)) == wrong
     write_files(raw, {"ptb/ptb.test.txt": b"cat cat the"})
     assert whole(load(PTB, raw)) == {"train": IDS["train"], "valid": [2, 0, 1, 4], "test": [1, 1, 0, 4]}
 
 
-@pytest.mark.parametrize("damage", ["no zip", "truncated", "bad sum", "another folder", "one missing", "bytes"])
+@pytest.mark.parametrize("damage", ["no zip", "truncated", "bad sum", "bad deflate", "another folder", "one missing", "bytes"])
 def test_a_zip_that_cannot_be_read_is_told_with_a_remedy(raw: Path, damage: str) -> None:
     train, _, test = members = files(WIKI)
-    stored = zipped(members, zipfile.ZIP_STORED)
+    stored, packed = zipped(members, zipfile.ZIP_STORED), zipped(members)
+    data = packed.index(b"tokens") + len(b"tokens")  # where the first member's begins
     content, reason = {
         "no zip": (b"<html>", "File is not a zip file"),
         "truncated": (stored[:-30], "File is not a zip file"),
         "bad sum": (stored.replace(b"the mat", b"the hat"), f"Bad CRC-32 for file '{train}'"),
+        "bad deflate": (packed[:data] + b"\xff\xff" + packed[data + 2 :], "invalid block type"),
         "another folder": (zipped({f"x/{name}": content for name, content in members.items()}), f"no item named '{train}' in the archive"),
         "one missing": (zipped(dict(list(members.items())[:2])), f"no item named '{test}' in the archive"),
         "bytes": (zipped(members | {test: b"a \xff"}), "'utf-8' codec can't decode byte 0xff in position 2"),
     }[damage]
     write_files(raw, {ZIP: content})
     said = error(lambda: load(WIKI, raw))
-    assert said.startswith(f"{raw / ZIP}: cannot be read (") and reason in said and said.endswith(another(WIKI, raw / ZIP))
+    assert said.startswith(f"{raw / ZIP} cannot be read (") and reason in said and said.endswith(another(WIKI))
 
 
 @pytest.mark.parametrize("known", [PTB, text.docs], ids=["ptb", "docs"])
@@ -251,13 +253,14 @@ def test_evaluation_covers_all_that_the_columns_divide(count: int) -> None:
     batches = list(corpus.batches("train", count))
     check(batches, words, min(count, 40), 6)
     pairs = Counter(pair for b in batches for pair in zip(b.x.flatten().tolist(), b.y.flatten().tolist(), strict=True))
-    assert pairs <= Counter(zip(words[:-1], words[1:], strict=True)) and pairs.total() == {3: 39, 7: 35, 39: 39}.get(count, 40)
+    assert pairs <= Counter((words[i], words[i + 1]) for i in range(40)) and pairs.total() == {3: 39, 7: 35, 39: 39}.get(count, 40)
 
 
 def test_steps_and_what_is_not_allowed() -> None:
     corpus, _ = made(2)
-    for known, steps in ((text.ptb, [1_327, 1_328]), (text.wikitext2, [2_983, 2_984])):  # of the official counts of words
-        assert [corpus.steps(known.sizes["train"] - 1, 20, drop_last) for drop_last in (True, False)] == steps
+    for known, counts, steps in ((text.ptb, [929_589, 73_760, 82_430], 1_328), (text.wikitext2, [2_088_628, 217_646, 245_569], 2_984)):
+        assert list(known.sizes.values()) == counts
+        assert [corpus.steps(counts[0] - 1, 20, drop_last) for drop_last in (True, False)] == [steps - 1, steps]
     assert error(lambda: corpus.epoch_size(True)).startswith("balanced: true is not allowed for text, ")
     assert corpus.steps(10, 10, True) == corpus.steps(10, 10, False) == 1
     assert error(lambda: corpus.steps(10, 11, False)) == "batch_size: 11 is not allowed for 10 words; it must be at most that"

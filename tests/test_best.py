@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from scipy import stats
 from test_pick import FINE, HELD_OUT, tried
-from test_table import WEIGHTS, Command, command, extra, made, spec_of
+from test_table import WEIGHTS, Command, Made, command, extra, made, spec_of
 
 from experiments.claims import Verdict, verdict
 from experiments.config import ConfigError
-from experiments.pick import due
+from experiments.pick import due, rejected
 from experiments.spec import Claim, Column, Row
 
 __all__ = ["command", "extra"]  # fixtures
@@ -181,6 +181,58 @@ def test_of_a_row_with_a_pick_the_printed_choice_is_judged(tmp_path: Path) -> No
     spec = spec_of(Row("V"), Row("P", against="V", grid=WEIGHTS, pick="min test/ce"), seeds=1)
     lines = made(tmp_path, spec, {("V", ""): [2.0], ("P", "0.1"): [1.0], ("P", "0.2"): [9.0]})
     assert verdict(BEST, *lines) == Verdict("best", "seen once", "best in 1 of 1 cells, one seed: no test")
+
+
+def validated(tmp_path: Path, valid: tuple[float, float], row: Row) -> Made:
+    """Vanilla at 5, P at 3, and a row whose test/ce is 4 with λ=0.1 and 2 with λ=0.2, and whose valid/ce is as given."""
+    lines = made(tmp_path, spec_of(Row("V"), Row("P", against="V"), row, seeds=1), {("V", ""): [5.0], ("P", ""): [3.0], **GRID})
+    for choice, ce, seen in zip(("0.1", "0.2"), (4.0, 2.0), valid, strict=True):
+        (job,) = lines[1][(lines[1]["row"] == row.label) & (lines[1]["choice"] == choice)]["id"]
+        lines[2][job].log([{"step": 1, "test/ce": ce, "valid/ce": seen}])
+    return lines
+
+
+GRID = {("G", "0.1"): [4.0], ("G", "0.2"): [2.0]}
+
+
+@pytest.mark.parametrize(
+    ("valid", "pick", "word"),
+    [
+        ((1.0, 2.0), "min valid/ce", "seen once"),  # 3 against its 4
+        ((2.0, 1.0), "min valid/ce", "not seen once"),  # 3 against its 2
+        ((2.0, 1.0), "min test/ce", "seen once"),  # picked on the test set: no rival
+        ((2.0, 1.0), None, "seen once"),  # nor is a row of two numbers
+    ],
+)
+def test_a_row_picked_on_validation_is_a_rival_with_what_it_prints(
+    tmp_path: Path, valid: tuple[float, float], pick: str | None, word: str
+) -> None:
+    lines = validated(tmp_path, valid, Row("G", against="V", grid=WEIGHTS, pick=pick))
+    assert verdict(BEST, *lines) == Verdict("best", word, f"best in {int(word == 'seen once')} of 1 cells, one seed: no test")
+
+
+def test_a_rival_that_is_not_picked_yet_is_waited_for(tmp_path: Path) -> None:
+    lines = validated(tmp_path, (1.0, 2.0), Row("G", against="V", grid=WEIGHTS, pick="min valid/ce"))
+    (job,) = lines[1][lines[1]["choice"] == "0.2"]["id"]
+    (lines[2][job].path / "result.json").unlink()
+    assert verdict(BEST, *lines) == Verdict("best", "not run", "1 of 1 cells lack runs")
+
+
+@pytest.mark.parametrize(("picked", "why"), [(False, "1 of 2 comparisons, one seed: no test"), (True, "seen, one seed: no test")])
+def test_a_comparison_can_be_of_what_is_printed_alone(tmp_path: Path, picked: bool, why: str) -> None:
+    lines = validated(tmp_path, (2.0, 1.0), Row("G", against="P", grid=WEIGHTS, pick="min valid/ce"))
+    claim = Claim("better", "test/ce", ["G"], relation="<", picked=picked)  # 4 and 2 against P's 3
+    assert verdict(claim, *lines) == Verdict("better", "seen once" if picked else "not seen once", why)
+
+
+def test_what_no_claim_reads_may_diverge(tmp_path: Path) -> None:
+    """Of a row with a pick, when its claims are about the printed choice."""
+    for number, (claim, count) in enumerate(
+        [(BEST, 1), (replace(BEST, check="compare", picked=True), 1), (replace(BEST, check="compare"), 0)]
+    ):
+        lines = validated(tmp_path / str(number), (1.0, 2.0), Row("G", against="V", grid=WEIGHTS, pick="min valid/ce"))
+        lines[0].claims = [replace(claim, of=["G"])]
+        assert len(rejected(lines[0], lines[1].assign(trial=False), lines[1][:0], lines[2])) == count
 
 
 def test_a_best_needs_a_row_to_beat(tmp_path: Path) -> None:

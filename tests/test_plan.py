@@ -37,6 +37,19 @@ def test_dry_run_without_norm(command: Command) -> None:
     assert (lines(out)["parameters"], lines(out)["norm layers"]) == ("106,680", "0")
 
 
+def test_dry_run_of_a_language_model(command: Command) -> None:
+    words = ["experiment=per_lstm", "dataset=docs", "model.width=10", "norm=rbn", "profile.train=1401", "epochs=3"]
+    said = lines(command(*words, "runtime.dry_run=true", task=train.train, root="config")[1])
+    assert said["data"].endswith("1,400 train, 99 valid, 99 test words, 849 classes")
+    # embedding, decoder and its bias; two layers of two weights and two biases; rbn's two weights of four gates, weight and shift
+    assert said["parameters"] == f"{2 * 8490 + 849 + 2 * (800 + 80 + 80 + 20):,}"
+    assert (said["taps"], said["norm layers"], said["batches"]) == (
+        "2",
+        "6 (RecurrentBatchNorm)",
+        "2 steps of 20 an epoch, 3 epochs, 6 steps",
+    )
+
+
 def test_plan_counts_states_and_estimates_from_what_is_stored(command: Command, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     tiny = ["dataset.train=100", "epochs=1", "schedule.at=[1]"]
@@ -76,6 +89,23 @@ def test_plan_without_the_data(command: Command, extra: Path, monkeypatch: pytes
     # two runs of 600 steps, 50 batches and a checkpoint, in minutes
     assert code == 0 and f"{2 * 651 / 60:.2f}" in out and f"{4 * 651 / 60:.2f}" in out
     assert out.count("timed steps on stand-in data: dataset: kmnist is not under") == 1 and "unknown" not in out
+
+
+def test_plan_of_a_text_that_is_not_there(command: Command, extra: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above; timed on windows of the official size, with its vocabulary."""
+    seen = []
+    seconds = plan._seconds
+    monkeypatch.setattr(plan, "_seconds", lambda trainer, work: (seconds(trainer, work), seen.append(trainer), 60.0)[2])
+    spec = (
+        (extra / "table" / "tiny.yaml").read_text().replace("dataset=digits, dataset.train=100, epochs=1", "experiment=per_lstm, epochs=1")
+    )
+    spec = spec.replace('"schedule.at=[1]"', "model.width=4").replace("itdm_c", "per")
+    (extra / "table" / "away.yaml").write_text(spec)
+    code, out, _ = command("table=away", "plan=true", "profile.test=null")
+    # two runs of 1,328 windows of 20 columns, 156,190 words in windows of 10, and a checkpoint, in minutes
+    assert code == 0 and f"{2 * (1328 + 156_190 / 350 + 1) / 60:.2f}" in out and "unknown" not in out
+    assert "timed steps on stand-in data: dataset: ptb is not under" in out
+    assert {one.bundle.num_classes for one in seen} == {10_000} and {one.length.full for one in seen} == {15}
 
 
 @pytest.mark.parametrize("option", ["plan=true", "launch=false"])

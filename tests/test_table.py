@@ -155,6 +155,10 @@ def test_only(command: Command) -> None:
     assert code == 0 and list(grid(out)) == ["", "without"] and "it helps" not in out  # a claim about a row that is not there
     code, out, _ = command("table=tiny", "only=[with]", "launch=false")  # and the row that it is compared with
     assert code == 0 and list(grid(out)) == ["", "without", "with λ=0.2", "with λ=0.4"]
+    code, out, _ = command("table=per_4", "only=[VD-LSTM PER,WT2 test]", "launch=false")  # rows and columns that have all the words
+    assert code == 0 and list(grid(out)) == ["", "VD-LSTM Vanilla", "VD-LSTM PER (λ=?)"] and grid(out)[""] == ["WT2 test", "WT2 test paper"]
+    code, _, err = command("table=per_4", "only=[PTB PER]", "launch=false")
+    assert code == 2 and err.startswith("retable: only: no row or column has PER PTB in its name; allowed: L1, L2, LSTM, PER, PTB,")
     code, _, err = command("table=tiny", "only=[CE,FMNIST]", "launch=false")
     assert (code, err) == (2, "retable: only: no row or column has FMNIST in its name; allowed: ACC, CE, with, without\n")
 
@@ -314,10 +318,11 @@ def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_table_trains(name: str, command: Command, shared_runs: Path, tmp_path: Path) -> None:
     """One step of each cell, on stand-in data."""
     small = ["profile=smoke", "profile.steps=1", "profile.train=20", "profile.test=20", "batch_size=10"]
+    spec = OmegaConf.load(cli.CONF / "table" / f"{name}.yaml")
+    small += ["model.width=8"] * any("per_lstm" in word for word in spec.base)  # 128 runs
     code, out, err = command(f"table={name}", *small, runs=shared_runs)
     assert (code, err) == (0, "")
     cells = pd.read_csv(next((tmp_path / "out").glob("*.csv")))
-    spec = OmegaConf.load(cli.CONF / "table" / f"{name}.yaml")
     against = {row.label: row.get("against") for row in spec["rows"]}
     none = [spec.columns[cell.column].get("delta", False) and against[cell.row] is None for cell in cells.itertuples()]
     assert ((cells["n"] == 1) != none).all() and (cells["ours"].notna() != none).all() and (cells["wanted"] == 1).all()

@@ -19,6 +19,7 @@ GREY = ("dataset=digits", "dataset.train=1500")
 # The paper's learning rate is for its 50,000 images: on a few digits, in colour, the loss could leave the numbers.
 COLOUR = ("experiment=itdm_color", "dataset=cifar10", "dataset.source=embedded", "batch_size=64", "optim.lr=0.01")
 CNN11 = ("experiment=per_cnn11", "dataset.source=embedded", "batch_size=125")
+LSTM = ("experiment=per_lstm", "dataset.source=embedded")  # with a decoder for Penn Treebank's 10,000 words
 
 # Rows besides those of the methods of conf/method, as `method=[NAME,...]` and the table call them: a method, and what else their configs
 # have. BN is what PER compares with: over no normalisation.
@@ -53,7 +54,8 @@ class Asked:
     def words(self, model: str, *more: str) -> list[str]:
         """The overrides of a row: a setting that fits the model, what the command line says instead, and the row's own."""
         grey = ("experiment=itdm_grey_j" if model == "net2c" else "experiment=itdm_grey_c", *GREY)
-        usual: tuple[str, ...] = grey if _channels(model) == 1 else CNN11 if model == "cnn11" else COLOUR
+        own = {"cnn11": CNN11, "lstm": LSTM}.get(model, COLOUR)
+        usual: tuple[str, ...] = grey if _channels(model) == 1 else own
         if self.given("experiment"):
             usual = ()
         elif self.given("dataset"):

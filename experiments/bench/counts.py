@@ -110,9 +110,9 @@ def calls_row(what: str, over: str, good: str, sides: tuple[Side, Side]) -> Row:
 
 
 def kept_row(what: str, over: str, good: str, sides: tuple[Side, Side], batch_size: int) -> Row:
-    """Bytes per image held when the backward of the first side's step begins over the second's."""
+    """Bytes per sample held when the backward of the first side's step begins over the second's."""
     a, b = (kept(side.step) // batch_size for side in sides)
-    return _row("C9", what, over, good, a, b, "bytes/image")
+    return _row("C9", what, over, good, a, b, "bytes/sample")
 
 
 def peak_row(what: str, over: str, good: str, sides: tuple[Side, Side]) -> Row:

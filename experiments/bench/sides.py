@@ -140,7 +140,7 @@ def full_batches(cfg: DictConfig, bundle: Bundle) -> int:
     samples = len(bundle.splits["train"][1])
     if samples < cfg.batch_size:
         raise ConfigError(f"batch_size: {cfg.batch_size} is not allowed; the data set has {samples} training samples")
-    return samples // cfg.batch_size
+    return bundle.steps(samples, cfg.batch_size, drop_last=True)
 
 
 def optimizer(cfg: DictConfig) -> Side:

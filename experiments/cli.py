@@ -39,7 +39,10 @@ def main(task: Callable[..., Any], config_name: str) -> None:
     try:
         hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(task)()
     except (*BAD_INPUT, ValueError) as error:  # before any job: Hydra raises ValueError too
-        stop(one_line(error), 2)
+        line = one_line(error)
+        if config_name != "config" and (key := re.match(r"((?:dataset|model|norm|schedule|method)\.\S+): there is no such key", line)):
+            line += f"; for runs of other choices, which have it: ++{key[1]}=..."  # the command's own are the defaults
+        stop(line, 2)
     except KeyboardInterrupt:
         stop("interrupted; ask again and it goes on from the last checkpoint", 130)
     finally:

@@ -32,6 +32,8 @@ class Activations:
 
     @torch.inference_mode()
     def __call__(self, trainer: Trainer) -> Row:
+        if trainer.bundle.unit != "images":
+            raise ConfigError(f"probe: activations looks at images, and the data set has {trainer.bundle.unit}")
         x, y = (values[: self.images] for values in trainer.bundle.splits["train"])
         parts: dict[int, list[tuple[Tensor, ...]]] = {layer: [] for layer in self.layers}
         trainer.net.eval()

@@ -20,6 +20,7 @@ from data.bundle import Batch, Bundle
 from experiments.config import ConfigError, first_line
 from experiments.graph import Replayed
 from experiments.length import Length
+from experiments.metrics import Metrics, perplexity
 from experiments.optim import SGD, Schedule, clip, groups
 from models.net import Net, record
 from regularizers.base import Pass, Regularizer
@@ -64,7 +65,6 @@ class Trainer:
         self.evaluations = frozenset(self.length.evaluations(cfg.evaluate.every, cfg.evaluate.dense))
         self.epoch = self.step = 0
         self.rows: list[Row] = []
-        self.history: list[float] | None = [] if "valid" in bundle.splits else None  # the validation loss at each epoch's end
         self.sums: dict[str, Tensor] = {}
         self.since = 0  # the step of the last evaluation
         self.seconds = 0.0  # spent training and evaluating
@@ -167,8 +167,9 @@ class Trainer:
         if self.probe is not None and not self.step:
             self.rows.append({"step": 0, "epoch": 0.0} | self.probe(self))
         self.net.reset()
+        history = self.history()
         for samples in self.samples():
-            self.set_lr()
+            self.set_lr(history)
             self.take_step(*samples)
             self.step += 1
             tick()
@@ -176,14 +177,17 @@ class Trainer:
                 self.rows.append(self.row(start))
         if self.probe is not None:
             self.rows[-1] |= self.probe(self)
-        if self.history is not None:
-            self.history.append(self.rows[-1]["valid/ce"])
         self.epoch += 1
         self.seconds += time.perf_counter() - began
 
-    def set_lr(self) -> None:
+    def history(self) -> list[float] | None:
+        """The validation loss at the end of each epoch so far; None where nothing is held out."""
+        ends = [row for row in self.rows if row["step"] and row["step"] % self.steps_per_epoch == 0]
+        return [row["valid/ce"] for row in ends] if "valid" in self.bundle.splits else None
+
+    def set_lr(self, history: list[float] | None) -> None:
         shown = self.length.shown(self.step)
-        lr = self.cfg.optim.lr * self.schedule(shown / self.length.full, shown, self.history)
+        lr = self.cfg.optim.lr * self.schedule(shown / self.length.full, shown, history)
         if lr != self.lr:
             self.lr = lr
             for group in self.optimizer.param_groups:
@@ -212,29 +216,21 @@ class Trainer:
     # the evaluation
 
     def evaluate(self, split: str) -> dict[str, float]:
-        """What `measure` finds on a split."""
+        """The metrics of a split."""
         return self.measure(self.bundle.batches(split, self.cfg.evaluate.batch_size))
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """accuracy and error in percent, cross-entropy in nats per label and perplexity, root mean square of the last hidden layer."""
+        """The metrics of these batches, in evaluation mode and from a fresh state."""
         self.net.eval()
         self.net.reset()
-        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
-        count = width = 0
+        metrics = Metrics(self.device)
         with torch.inference_mode():
             for batch in batches:
-                out = self.forward(batch)
-                logits, y, h = out.logits.float().flatten(0, -2), batch.y.flatten(), out.features.float()
-                right = (logits.argmax(1) == y).sum()
-                totals += torch.stack([right, cross_entropy(logits, y, reduction="sum"), h.square().sum()]).double()
-                count, width = count + len(y), width + h.numel()
+                metrics.add(self.forward(batch))
         self.activations.clear()
         self.preactivations.clear()
         self.net.train()
-        right, ce, square = totals.tolist()
-        accuracy, ce = 100 * right / count, ce / count
-        measured = {"accuracy": accuracy, "error": 100 - accuracy, "ce": ce, "perplexity": perplexity(ce)}
-        return measured | {"feature_rms": math.sqrt(square / width)}
+        return metrics.values()
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16")
@@ -254,7 +250,6 @@ class Trainer:
             "since": self.since,
             "seconds": self.seconds,
             "rows": self.rows,
-            "history": self.history,
             "net": self.net.state_dict(),
             "methods": {name: method.state_dict() for name, method in self.regularizers.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -276,12 +271,6 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
         self.epoch, self.step, self.since, self.lr = state["epoch"], state["step"], state["since"], math.nan
         self.seconds, self.rows = state["seconds"], list(state["rows"])
-        self.history = None if self.history is None else list(state["history"])
-
-
-def perplexity(ce: float) -> float:
-    """exp of a cross-entropy; inf where that is no number of a float."""
-    return math.exp(ce) if ce < 700 else math.inf if ce == ce else math.nan
 
 
 def generator(seed: int, name: str, device: torch.device | str) -> Generator:

@@ -19,7 +19,11 @@ from experiments.spec import OWN_KEYS
 
 FILES = sorted(cli.CONF.rglob("*.yaml"))
 NAMES = [str(path.relative_to(cli.CONF).with_suffix("")) for path in FILES]
-METRICS = {"train/ce", "valid/perplexity", *(f"test/{name}" for name in ("accuracy", "error", "ce", "perplexity", "feature_rms"))}
+METRICS = {
+    "train/ce",
+    *(f"{split}/perplexity" for split in ("train", "valid")),
+    *(f"test/{name}" for name in ("accuracy", "error", "ce", "perplexity", "feature_rms")),
+}
 METRICS |= {f"layer{layer}/{name}" for layer in (3, 6, 9) for name in ("rms", "sw1")}  # of probe=activations
 
 

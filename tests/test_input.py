@@ -165,6 +165,10 @@ def test_command_line(refused: Command, words: str, expected: str) -> None:
         ("table=foo", "table: 'foo' is not known; allowed: demo"),
         ("table=demo table.foo=1", "table.foo: there is no such key; allowed: title, base, seeds"),
         ("table=demo launch=maybe", "launch: 'maybe' is not allowed; it must be true or false"),
+        (
+            "table=per_4 model.width=8",
+            "model.width: there is no such key; allowed: norm, in_channels; for runs of other choices, which have it: ++model.width=...",
+        ),
         ("table=demo only=[x]", "only: no row or column has x in its name; allowed: ACC, CE, ITDM, ITDM-c, train, without"),
         ("table=demo epochs=-1", "epochs: -1 is not allowed"),
         ("table=demo epocs=1", "epocs: there is no such key"),

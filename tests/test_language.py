@@ -18,9 +18,10 @@ from torch.nn.functional import cross_entropy
 
 from data.bundle import Batch
 from experiments.cli import CONF
+from experiments.metrics import perplexity
 from experiments.optim import plateau
 from experiments.train import make_trainer
-from experiments.trainer import Trainer, perplexity
+from experiments.trainer import Trainer
 
 __all__ = ["data_home"]  # a fixture
 TEXT = [*small("lstm"), "model.variational_dropout=false"]
@@ -214,7 +215,7 @@ def test_the_rate_falls_where_validation_stalls_also_after_a_resume(monkeypatch:
             made.train_epoch()
         rates = {row["epoch"]: row["lr"] for row in made.rows}
         assert [rates[float(epoch)] for epoch in range(1, 7)] == [8, 8, 2, 2, 0.5, 0.5]
-        assert made.history == [5.0, 5.5, 4.0, 4.0, 3.0, 1.0] and len(made.rows) == 7
+        assert made.history() == [5.0, 5.5, 4.0, 4.0, 3.0, 1.0] and len(made.rows) == 7
 
 
 # What is shared, and what is left for a resume

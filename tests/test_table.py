@@ -319,7 +319,7 @@ def test_every_table_trains(name: str, command: Command, shared_runs: Path, tmp_
     """One step of each cell, on stand-in data."""
     small = ["profile=smoke", "profile.steps=1", "profile.train=20", "profile.test=20", "batch_size=10"]
     spec = OmegaConf.load(cli.CONF / "table" / f"{name}.yaml")
-    small += ["model.width=8"] * any("per_lstm" in word for word in spec.base)  # 128 runs
+    small += ["++model.width=8"] * any("per_lstm" in word for word in spec.base)  # 128 runs
     code, out, err = command(f"table={name}", *small, runs=shared_runs)
     assert (code, err) == (0, "")
     cells = pd.read_csv(next((tmp_path / "out").glob("*.csv")))

@@ -26,8 +26,8 @@ def open_board(path: Path, cfg: DictConfig, step: int) -> SummaryWriter:
 def settings(cfg: DictConfig) -> dict[str, bool | int | float | str]:
     """The config's choices and numbers, flat, as the HParams tab takes them: lists are left out."""
     targets = {group: str(cfg[group]._target_).rsplit(".", 1)[-1] for group in ("dataset", "model", "norm")}
-    nodes = {"optim": cfg.optim} | {f"method.{name}": node for name, node in cfg.method.items()}
-    pairs = {f"{path}.{key}": value for path, node in nodes.items() for key, value in node.items()}
+    nodes = {"model": cfg.model, "optim": cfg.optim} | {f"method.{name}": node for name, node in cfg.method.items()}
+    pairs = {f"{path}.{key}": value for path, node in nodes.items() for key, value in node.items() if not str(key).startswith("_")}
     numbers = {key: value for key, value in pairs.items() if isinstance(value, bool | int | float)}
     plain = {key: cfg[key] for key in ("seed", "epochs", "batch_size", "precision", "balanced")}
     return {**targets, "method": "+".join(cfg.method) or "vanilla", **numbers, **plain, "profile": cfg.profile.name}

@@ -8,10 +8,10 @@ from omegaconf import DictConfig
 
 
 class Length:
-    """Of a run with `full` steps in an epoch of all its data.
+    """Of a run whose data makes `full` steps an epoch.
 
-    steps_per_epoch: those that the profile allows. printed: steps of the whole run as its config prints
-    it; steps: those that are made, in so many `epochs`, of which the last can be a part of one when `iterations` are given.
+    steps_per_epoch: those that the profile allows. printed: steps of the whole run as its config prints it; steps: those that are
+    made, in so many `epochs`, of which the last can be a part of one when `iterations` are given.
     """
 
     def __init__(self, cfg: DictConfig, full: int) -> None:

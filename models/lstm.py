@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from models.net import Net, Norm, Tap
 from models.norm import RecurrentBatchNorm
 
 MASKS = ("rows", "shared")
+# cuDNN would have a layer's weights side by side, and says so where it copies them: a fraction of a window's time.
+warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
 
 
 class Recurrent(nn.Module):

@@ -31,6 +31,7 @@ class RecurrentBatchNorm(nn.Module):
     """Batch normalisation inside a recurrent layer (Cooijmans et al. 2017): statistics of each step of their own, weight and bias shared.
 
     x [N, C], step from 0 on -> [N, C]. A step beyond the last that has statistics uses those of the last. The weight starts at `gamma`.
+    Running variances are torch's, unbiased ones.
     """
 
     running_mean: Tensor

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from data.bundle import Batch
+from experiments.board import settings
 from experiments.cli import CONF
 from experiments.metrics import perplexity
 from experiments.optim import plateau
@@ -268,3 +269,9 @@ def test_it_learns() -> None:
     counts = torch.bincount(made.bundle.splits["train"][1], minlength=made.bundle.num_classes) + 1.0
     frequencies = cross_entropy((counts / counts.sum()).log().expand(1622, -1), made.bundle.splits["valid"][1])
     assert math.log(849) > frequencies > made.rows[-1]["valid/ce"] + 0.3
+
+
+def test_the_board_tells_networks_apart() -> None:
+    found = settings(config(*small("lstm")))
+    assert (found["model"], found["model.tie_embeddings"], found["model.width"], found["model.p_i"]) == ("lstm", True, 8, 0.5)
+    assert not any("_target_" in key or "_partial_" in key for key in found)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,12 +146,9 @@ class Text:
         for split, found in words.items():
             if len(found) != self.sizes[split]:
                 raise self.another(paths[split], f"has {len(found):,} words, wanted {self.sizes[split]:,}")
-        vocabulary = {word: place for place, word in enumerate(dict.fromkeys(words["train"]))}
+        vocabulary = dict.fromkeys(itertools.chain(*words.values()))  # of all three, as the PyTorch word language model has it
         if len(vocabulary) != self.num_classes:
-            raise self.another(paths["train"], f"has {len(vocabulary):,} different words, wanted {self.num_classes:,}")
-        for split, path in paths.items():
-            if unknown := next((word for word in words[split] if word not in vocabulary), None) if UNK not in vocabulary else None:
-                raise self.another(path, f"has the word {unknown!r}, which the training text lacks")
+            raise self.another(paths["train"], f"and its like have {len(vocabulary):,} different words, wanted {self.num_classes:,}")
         return numbered(words, vocabulary)
 
     def text(self, root: Path, split: str, path: Path) -> str:
@@ -177,10 +175,11 @@ def tokens(text: str) -> list[str]:
     return (text if text.endswith("\n") or not text else text + "\n").replace("\n", f" {EOS} ").split()
 
 
-def numbered(words: dict[str, list[str]], vocabulary: dict[str, int]) -> dict[str, Tensor]:
-    """Word ids of each split, [n]; a word that the vocabulary lacks is <unk>."""
-    unknown = vocabulary.get(UNK, 0)
-    return {split: torch.tensor([vocabulary.get(word, unknown) for word in text]) for split, text in words.items()}
+def numbered(words: dict[str, list[str]], vocabulary: Iterable[str]) -> dict[str, Tensor]:
+    """Word ids of each split, [n]: places in the vocabulary; a word that it lacks is <unk>."""
+    known = {word: place for place, word in enumerate(vocabulary)}
+    unknown = known.get(UNK, 0)
+    return {split: torch.tensor([known.get(word, unknown) for word in text]) for split, text in words.items()}
 
 
 def embedded(size: int) -> dict[str, Tensor]:
@@ -188,9 +187,8 @@ def embedded(size: int) -> dict[str, Tensor]:
     lines = EMBEDDED.read_text().splitlines(keepends=True)
     parts = {"train": [line for place, line in enumerate(lines) if place % 10 < 8], "valid": lines[8::10], "test": lines[9::10]}
     words = {split: tokens("".join(part)) for split, part in parts.items()}
-    counts = Counter(words["train"])
-    frequent = [word for word, count in counts.most_common(size - 1) if count > 1]
-    return numbered(words, {word: place for place, word in enumerate([*frequent, UNK])})
+    frequent = [word for word, count in Counter(words["train"]).most_common(size - 1) if count > 1]
+    return numbered(words, [*frequent, UNK])
 
 
 # the suite's documentation: small, and there without a download

@@ -24,8 +24,8 @@ from tests.datafiles import error, md5, write_files
 __all__ = ["site"]  # a fixture
 
 # Spaces as in the official files; the validation text has no newline at its end, and the test text an empty line.
-SMALL = {"train": " the cat <unk> sat \n the mat \n", "valid": "a cat sat", "test": " \n mat the \n"}
-IDS = {"train": [0, 1, 2, 3, 4, 0, 5, 4], "valid": [2, 1, 3, 4], "test": [4, 5, 0, 4]}  # the cat <unk> sat <eos> mat; a: <unk>
+SMALL = {"train": " the cat <unk> sat \n the mat \n", "valid": "<unk> cat sat", "test": " \n mat the \n"}
+IDS = {"train": [0, 1, 2, 3, 4, 0, 5, 4], "valid": [2, 1, 3, 4], "test": [4, 5, 0, 4]}  # the cat <unk> sat <eos> mat
 PTB, WIKI = (replace(known, sizes={"train": 8, "valid": 4, "test": 4}, num_classes=6) for known in (text.ptb, text.wikitext2))
 FILES, ZIP = {"ptb": "ptb/ptb.{}.txt", "wikitext2": "wikitext-2/wiki.{}.tokens"}, "wikitext-2-v1.zip"
 
@@ -118,18 +118,22 @@ def test_a_truncated_text_is_refused(raw: Path, split: str, packed: bool) -> Non
     assert error(lambda: load(known, raw)) == f"{path} has {counts}, {another(known)}"
 
 
-def test_another_vocabulary_other_bytes_and_unknown_words_without_unk_are_refused(raw: Path) -> None:
+def test_the_vocabulary_is_that_of_all_three_parts(raw: Path) -> None:
+    write_files(raw, files(PTB, train="the cat the cat \n the cat \n", valid="a cat the", test="dog cat sat"))
+    assert whole(load(PTB, raw)) == {"train": [0, 1, 0, 1, 2, 0, 1, 2], "valid": [3, 1, 0, 2], "test": [4, 1, 5, 2]}
+
+
+def test_another_vocabulary_and_other_bytes_are_refused(raw: Path) -> None:
     path = raw / "ptb" / "ptb.train.txt"
-    write_files(raw, files(PTB, train=SMALL["train"].replace("mat", "cat")))
-    assert error(lambda: load(PTB, raw)) == f"{path} has 5 different words, wanted 6, {another(PTB)}"
+    for word, count in (("cat", 5), ("dog", 7)):
+        write_files(
+            raw, files(PTB, train=SMALL["train"].replace("mat", word), test=SMALL["test"].replace("mat", "cat" * (count == 5) or "mat"))
+        )
+        wrong = f"and its like have {count} different words, wanted 6"
+        assert error(lambda wrong=wrong: load(PTB, raw)) == f"{path} {wrong}, {another(PTB)}"
     path.write_bytes(b"the \xff cat")
     said = error(lambda: load(PTB, raw))
     assert said.startswith(f"{path} cannot be read ('utf-8' codec can't decode byte 0xff in position 4") and said.endswith(another(PTB))
-    write_files(raw, files(PTB, train=SMALL["train"].replace("<unk>", "dog"), valid="dog the cat", test="cat a the"))
-    wrong = f"{path.with_name('ptb.test.txt')} has the word 'a', which the training text lacks, {another(PTB)}"
-    assert error(lambda: load(PTB, raw)) == wrong
-    write_files(raw, {"ptb/ptb.test.txt": b"cat cat the"})
-    assert whole(load(PTB, raw)) == {"train": IDS["train"], "valid": [2, 0, 1, 4], "test": [1, 1, 0, 4]}
 
 
 @pytest.mark.parametrize("damage", ["no zip", "truncated", "bad sum", "bad deflate", "another folder", "one missing", "bytes"])

@@ -34,6 +34,20 @@ def words(made: Trainer) -> list[int]:
     return [*x.tolist(), int(y[-1])]
 
 
+def test_per_s_protocol() -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("config", ["experiment=per_lstm"])
+        grids = {row.label: [*row.get("grid", {}).values()] for row in hydra.compose("tables", ["table=per_4"]).table.rows}
+    assert [cfg.epochs, cfg.batch_size, cfg.dataset.bptt, cfg.evaluate.batch_size, cfg.balanced] == [60, 20, 35, 10, False]
+    assert [cfg.optim[key] for key in ("lr", "momentum", "weight_decay", "clip", "clip_each")] == [20, 0, 0, 0.25, False]
+    assert (cfg.schedule.factor, cfg.evaluate.every, cfg.precision) == (0.25, None, "fp32")
+    assert [cfg.model[key] for key in ("width", "p_e", "p_i", "p_h", "p_o", "recurrent_mask")] == [650, 0.2, 0.5, 0.2, 0.5, "rows"]
+    assert not (cfg.model.tie_embeddings or cfg.model.variational_dropout or cfg.model.loop)
+    assert len(grids) == 20 and {label: grid for label, grid in grids.items() if grid} == {
+        f"{net} {method}": [[3e-4, 1e-4, 3e-5]] for net in ("LSTM", "RE-LSTM", "VD-LSTM", "RE-VD-LSTM") for method in ("L1", "L2", "PER")
+    }
+
+
 # The step
 
 

@@ -124,7 +124,8 @@ case ${1:-} in
   test)
     shift
     setup
-    [ $# -gt 0 ] || set -- -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
+    # three workers on two cores: many tests wait for processes that they start
+    [ $# -gt 0 ] || set -- -n 3 --cov --cov-report=term:skip-covered --cov-fail-under=90
     exec .venv/bin/python -m pytest "$@" ;;
 esac
 jobs=() overrides=() kinds='table figure'

@@ -251,7 +251,7 @@ def test_rows_have_a_value_for_each_tap() -> None:
     run = trainer("method=[per,vcl]", "method.per.weight=1e-3")
     run.train_epoch()
     row = run.rows[0]
-    assert [name for name in row if name.startswith("train/per")] == [
+    assert [name for name in row if name.startswith("train/per/")] == [
         f"train/per/{what}/0{i}" for what in ("loss", "rms", "share") for i in (1, 2, 3)
     ]
     assert all(row[f"train/per/loss/0{i}"] > C0 and row[f"train/per/share/0{i}"] > 0 for i in (1, 2, 3)) and row["train/vcl"] > 0

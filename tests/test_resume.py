@@ -112,7 +112,10 @@ def whole(runs: Path) -> None:
 
 @pytest.mark.parametrize(("every", "kills"), [(1, 10), (2, 4)])
 def test_kill_at_any_moment(start: Callable[..., Any], tmp_path: Path, every: int, kills: int) -> None:
-    """Half of the kills while a checkpoint is being written, half wherever it is. `every` > 1 leaves metrics ahead of the checkpoint."""
+    """The first kill once there is a whole checkpoint; then half of them while one is being written, half wherever it is.
+
+    `every` > 1 leaves metrics ahead of the checkpoint.
+    """
     chance = random.Random(every)
     options = [*SWEEP, *TINY, f"runtime.data_dir={tmp_path}", f"runtime.checkpoint_every={every}"]
     log, runs = tmp_path / "log", tmp_path / "runs"
@@ -127,13 +130,18 @@ def test_kill_at_any_moment(start: Callable[..., Any], tmp_path: Path, every: in
             return {(path, path.stat().st_mtime_ns) for path in runs.glob(f"*/*/{pattern}")}
         return set()
 
+    def unfinished() -> bool:
+        return any(not (path.parent / "result.json").exists() for path in runs.glob("*/*/checkpoint.pt"))
+
     killed = halves = resumable = 0
     for number in range(kills):
         before, halves_before = seen("train.log"), seen(".checkpoint.pt.*")
         process = start([*options, f"runtime.runs={runs}"], log, slow=True)
         while process.is_alive() and seen("train.log") <= before:
             time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.5 if every == 1 else 1.5))  # now and then a whole checkpoint
+        while not number and process.is_alive() and not unfinished():
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.5) if number else 0)
         while number % 2 and process.is_alive() and seen(".checkpoint.pt.*") <= halves_before:
             time.sleep(0.002)
         process.kill()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from experiments.pick import choices
 from regularizers.projection import directions
 
 
@@ -21,6 +23,17 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def few_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """PER draws two directions in place of all: for tests that go through many runs, to whose outcome they are nothing."""
     monkeypatch.setattr("regularizers.per.directions", lambda kind, slices, *more: directions(kind, min(slices, 2), *more))
+
+
+@pytest.fixture
+def one_value(monkeypatch: pytest.MonkeyPatch) -> Callable[[slice], None]:
+    """When called, each grid has one value only, the first or the last: those between differ in a number."""
+
+    def cut(which: slice) -> None:
+        for module in ("pick", "table"):
+            monkeypatch.setattr(f"experiments.{module}.choices", lambda *row: choices(*row)[which])
+
+    return cut
 
 
 @pytest.fixture

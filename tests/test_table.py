@@ -313,17 +313,6 @@ def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture
-def one_value(monkeypatch: pytest.MonkeyPatch) -> Callable[[slice], None]:
-    """When called, each grid has one value only, the first or the last: those between differ in a number."""
-
-    def cut(which: slice) -> None:
-        for module in ("pick", "table"):
-            monkeypatch.setattr(f"experiments.{module}.choices", lambda *row: choices(*row)[which])
-
-    return cut
-
-
 PER = ("per_1", "per_2", "per_3", "per_4", "per_strength")  # whose rows all print one number, or are of many runs
 LONG = ("itdm_4", "itdm_5", *PER)
 

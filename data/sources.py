@@ -97,6 +97,12 @@ def alone(root: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
+def check_writable(name: str, root: Path) -> None:
+    """Raises DataError if nothing may be downloaded there."""
+    if marked_read_only(root):
+        raise DataError(f"{name}: nothing can be downloaded into {root}, which is read-only: point DATA_DIR at another folder")
+
+
 def _archive(name: str, root: Path, archive: Archive, download: Download) -> Raw:
     """The official archive; if it is not there, or not whole, and may be downloaded, then after that."""
     try:
@@ -104,8 +110,7 @@ def _archive(name: str, root: Path, archive: Archive, download: Download) -> Raw
     except DataError:
         if not download:
             raise
-    if marked_read_only(root):
-        raise DataError(f"{name}: nothing can be downloaded into {root}, which is read-only: point DATA_DIR at another folder")
+    check_writable(name, root)
     try:
         archive.fetch(name, root, download)
     except DataError:

@@ -15,10 +15,9 @@ from torch import Generator, Tensor
 
 from data.archives import AGAIN, Download, urls
 from data.bundle import Batch, Bundle
-from data.cache import marked_read_only
 from data.download import fetch
 from data.formats import DataError, one_line
-from data.sources import alone
+from data.sources import alone, check_writable
 
 EOS, UNK = "<eos>", "<unk>"
 SPLITS = ("train", "valid", "test")
@@ -130,8 +129,7 @@ class Text:
         except DataError:
             if not download:
                 raise
-        if marked_read_only(root):
-            raise DataError(f"{self.name}: nothing can be downloaded into {root}, which is read-only: point DATA_DIR at another folder")
+        check_writable(self.name, root)
         with alone(root, self.name):
             for url, path, md5 in self.published:
                 fetch(self.name, urls(Path(path).name, url, download), root / path, md5)

@@ -60,7 +60,8 @@ class Images:
         padding, flip: training images are cropped at random after padding of so many pixels, and mirrored half of the time.
         test_augment: the test images are augmented too, once for all, as the ITDM authors' code does with STL10's.
         standardise: "channels", by `mean` and `std`, after black padding; or "pixels", each position by its own mean and deviation over
-            the training images, before padding with 0, which is then the mean (VCL's published code, as PER uses it).
+            the training images, before padding with 0, which is then the mean (VCL's published code, as PER uses it); or
+            "pixels_variance", the same by its variance (the code of Unitization's authors).
         valid: the part of the training images that is held out as the split "valid", the same ones for every seed; each class gives its
             last ones, in proportion.
         classes: of the embedded stand-in, where so few images are wanted that not every class could have some; None: as published.
@@ -71,10 +72,10 @@ class Images:
         _check_padding(padding, size or self.shape[1])
         if test_augment and not (padding or flip):
             raise DataError("dataset.test_augment=true: there is nothing to augment with, set dataset.padding or dataset.flip")
-        if standardise not in ("channels", "pixels"):
-            raise DataError(f"dataset.standardise={standardise}: choose channels or pixels")
-        if test_augment and standardise == "pixels":
-            raise DataError("dataset.test_augment=true: raw images are augmented, so choose dataset.standardise=channels, not pixels")
+        if standardise not in ("channels", "pixels", "pixels_variance"):
+            raise DataError(f"dataset.standardise={standardise}: choose channels, pixels or pixels_variance")
+        if test_augment and standardise != "channels":
+            raise DataError(f"dataset.test_augment=true: raw images are augmented, so choose dataset.standardise=channels, not {standardise}")
         if classes is not None:
             return replace(self, num_classes=classes)(
                 data_dir, device, download, source, train, test, size, padding, flip, test_augment, standardise, valid
@@ -121,7 +122,7 @@ class Images:
             splits[split] = images, labels
         splits = {split: (x.to(device).contiguous(memory_format=torch.channels_last), y.to(device)) for split, (x, y) in splits.items()}
         images = splits["train"][0]
-        maps = position_maps(images) if standardise == "pixels" else None
+        maps = None if standardise == "channels" else position_maps(images, variance=standardise == "pixels_variance")
         prepare = multiply_add(*maps) if maps else normalise(self.mean, self.std, images.shape[3], device)
         augment = crop_flip(images, padding, flip, maps) if padding or flip else None
         if augment is not None and maps is None:

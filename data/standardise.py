@@ -30,11 +30,12 @@ def normalise(mean: Sequence[float], std: Sequence[float], width: int, device: s
     return multiply_add(*(each.float()[:, None, None].expand(-1, 1, width).to(device) for each in maps))
 
 
-def position_maps(images: Tensor) -> tuple[Tensor, Tensor]:
+def position_maps(images: Tensor, variance: bool = False) -> tuple[Tensor, Tensor]:
     """Scale 1 / std and shift -mean / std of each position (c, y, x) over the images, as VCL's published code, and with it PER, has them.
 
     uint8 images [N, C, H, W] -> two [C, H, W], float32, on their device. std is the population's (divided by N). A position that is
-    the same in all images has scale and shift 0, and so becomes 0 in any image.
+    the same in all images has scale and shift 0, and so becomes 0 in any image. variance: in place of std the variance, of pixels in
+    0 .. 255, as the code of Unitization's authors has it: images then have a deviation of about 1 / 64.
     """
     total = torch.zeros(images.shape[1:], dtype=torch.float64, device=images.device)
     squares = total.clone()
@@ -43,6 +44,6 @@ def position_maps(images: Tensor) -> tuple[Tensor, Tensor]:
         total += part.sum(0)
         squares += part.square().sum(0)
     # Whole numbers so far, exact up to 370,000 images: the same on every device, and a constant position has a spread of 0.
-    spread = (len(images) * squares - total.square()).sqrt()  # N * std
-    scale = torch.where(spread > 0, len(images) / spread, 0)
+    spread = (len(images) * squares - total.square()).sqrt() / len(images)  # std
+    scale = torch.where(spread > 0, 1 / (spread.square() if variance else spread), 0)
     return scale.float(), (-total / len(images) * scale).float()

@@ -46,7 +46,9 @@ def verdict(claim: Claim, table: Table, wanted: pd.DataFrame, found: dict[str, s
     groups = {}
     for name in firsts.values():
         jobs = wanted[wanted["column"] == name]
-        groups[name] = jobs.assign(value=numbers(jobs, found, claim.metric, table.columns[name].at or table.at))
+        column = table.columns[name]
+        chance = column.chance if claim.metric == column.metric else None
+        groups[name] = jobs.assign(value=numbers(jobs, found, claim.metric, column.at or table.at, chance))
     tests, papers = [], []
     for (name, group), label in itertools.product(groups.items(), of):
         row, against = rows[label], claim.against or rows[label].against

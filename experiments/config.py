@@ -28,8 +28,8 @@ class Optim:
     momentum: float = 0.5
     nesterov: bool = False
     weight_decay: float = 0.0
+    decay: str = "all"  # all | weights | kernels: what decays: all; not biases and Fixup's scales; only what has two dimensions or more
     bias_lr: float = 1.0  # factor on the learning rate of biases and Fixup's scales
-    bias_decay: bool = True  # whether these decay too
     clip: float | None = None  # gradients are scaled down to this norm; null: never
     clip_each: bool = False  # each parameter's by its own norm; false: all by the norm of them all
 
@@ -64,6 +64,7 @@ class Runtime:
     download: Any = False  # true: fetch a missing data set from its official source; [URL,...]: from these mirrors first
     runs: str = "runs"
     checkpoint_every: int = 1  # epochs
+    keep_weights: int | None = None  # epochs: at the start and so often a run keeps its network, for figure=covariate_shift; null: never
     dry_run: bool = False  # train nothing, print what the run is
 
 
@@ -120,6 +121,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optim.lr": _POSITIVE,
     "optim.momentum": (_number(0, 1, open_high=True), "a number from 0 to below 1"),
     "optim.weight_decay": (_number(0), "a number of at least 0"),
+    "optim.decay": (lambda value: value in ("all", "weights", "kernels"), "all, weights, kernels"),
     "optim.bias_lr": _POSITIVE,
     "optim.clip": _POSITIVE,
     "evaluate.every": _COUNT,
@@ -132,6 +134,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "profile.seeds": _COUNT,
     "runtime.threads": _COUNT,
     "runtime.checkpoint_every": _COUNT,
+    "runtime.keep_weights": _COUNT,
     "runtime.download": (_download, "true, false, or a list of mirrors' URLs, [http...,...]"),
     "runtime.device": (lambda value: value in ("auto", "cpu") or value.split(":")[0] == "cuda", "auto, cpu, cuda, cuda:N"),
 }

@@ -32,21 +32,18 @@ class SGD(torch.optim.SGD):
 
 
 def groups(modules: Iterable[nn.Module], optim: DictConfig, device: torch.device) -> list[dict[str, Any]]:
-    """The parameters as SGD takes them, biases and Fixup's scales apart when something is different for them.
+    """The parameters as SGD takes them: a group for each learning rate and decay.
 
     `factor` is a group's own on the learning rate, which is a tensor on the device: a recorded step reads its value anew.
     """
-    named = [pair for module in modules for pair in module.named_parameters()]
-    small = [p for name, p in named if name.rpartition(".")[2] in SMALL]
-    others = [p for name, p in named if name.rpartition(".")[2] not in SMALL]
-    if optim.bias_lr == 1 and (optim.bias_decay or not optim.weight_decay):
-        kinds = [([p for _, p in named], 1.0, optim.weight_decay)]
-    else:
-        kinds = [(others, 1.0, optim.weight_decay), (small, optim.bias_lr, optim.weight_decay if optim.bias_decay else 0.0)]
+    found: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in (pair for module in modules for pair in module.named_parameters()):
+        small = name.rpartition(".")[2] in SMALL
+        decays = {"all": True, "weights": not small, "kernels": parameter.dim() > 1}[optim.decay]
+        found.setdefault((optim.bias_lr if small else 1.0, optim.weight_decay if decays else 0.0), []).append(parameter)
     return [
         {"params": parameters, "lr": torch.tensor(factor * optim.lr, device=device), "factor": factor, "weight_decay": decay}
-        for parameters, factor, decay in kinds
-        if parameters
+        for (factor, decay), parameters in found.items()
     ]
 
 

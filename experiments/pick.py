@@ -49,11 +49,13 @@ def choices(row: Row, column: str = "") -> list[tuple[str, list[str]]]:
     return found
 
 
-def numbers(wanted: Jobs, found: dict[str, store.Run], metric: str, at: str) -> pd.Series:
-    """The table's number of each job, nan where there is none: a finished run's evaluations reduced by `at`."""
+def numbers(wanted: Jobs, found: dict[str, store.Run], metric: str, at: str, chance: float | None = None) -> pd.Series:
+    """The table's number of each job, nan where there is none: a finished run's evaluations reduced by `at`; a diverged one's `chance`."""
     runs = {identity: found[identity] for identity in wanted["id"].unique() if identity in found}
     rows = {identity: run.metrics() if run.state == "done" else [] for identity, run in runs.items()}
     values = {identity: reduce(evaluations, metric, at) for identity, evaluations in rows.items() if evaluations}
+    if chance is not None:
+        values |= {identity: chance for identity, run in runs.items() if run.state == "diverged"}
     return wanted["id"].map(values).astype(float)
 
 

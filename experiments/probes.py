@@ -1,4 +1,4 @@
-"""What is measured at each epoch's end for a figure, besides the test set: `probe=...`, none by default."""
+"""What is measured at each epoch's end for a figure, besides the test set: `probe=...`, none by default. See `experiments.trainer.Probe`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,12 @@ class Activations:
         self.layers, self.images, self.slices = list(layers), images, slices
         self.directions: dict[tuple[int, int], Tensor] = {}
 
+    def begin(self, trainer: Trainer) -> Row:
+        """The untrained network, before the first step."""
+        return {} if trainer.step else self.end(trainer)
+
     @torch.inference_mode()
-    def __call__(self, trainer: Trainer) -> Row:
+    def end(self, trainer: Trainer) -> Row:
         if trainer.bundle.unit != "images":
             raise ConfigError(f"probe: activations looks at images, and the data set has {trainer.bundle.unit}")
         x, y = (values[: self.images] for values in trainer.bundle.splits["train"])

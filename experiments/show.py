@@ -11,7 +11,7 @@ import pandas as pd
 
 from experiments import store
 from experiments.claims import Verdict
-from experiments.spec import Table
+from experiments.spec import Column, Table
 
 LEGEND = "n/N seeds where some are missing, div. diverged, - not run"
 MARKS = "beside the paper's number the gap, = within its ± (or 2 std of ours), ≠ outside"
@@ -56,12 +56,13 @@ def wide(table: Table, cells: pd.DataFrame) -> pd.DataFrame:
     for (row, _), group in cells.groupby(["row", cells["choice"].where(cells["picked"] == "", "")], sort=False):
         line = {"": f"{row} {_choice(table, group)}".strip()}
         for cell in group.to_dict("records"):
-            digits = table.columns[cell["column"]].digits
+            column = table.columns[cell["column"]]
+            digits = column.digits
             mine = cells[cells["column"] == cell["column"]]
             papers, quotes = mine["paper"].dropna(), mine["quoted"].dropna()
             line[cell["column"]] = _ours(cell, digits)
             if len(papers):
-                line[f"{cell['column']} paper"] = _paper(cell, digits, _decimals(papers))
+                line[f"{cell['column']} paper"] = _paper(cell, column, _decimals(papers))
             if len(quotes):
                 line[f"{cell['column']} quoted"] = "" if math.isnan(cell["quoted"]) else f"{cell['quoted']:.{_decimals(quotes)}f}"
         lines.append(line)
@@ -72,7 +73,7 @@ def _choice(table: Table, cells: pd.DataFrame) -> str:
     """Of a line's cells: its choice, or what was picked: once if that is the same everywhere, else for each set of columns."""
     first = cells.iloc[0]
     if not first["picked"]:
-        return f"λ={first['choice']}" if first["choice"] else ""
+        return _named(table, first["row"], first["choice"]) if first["choice"] else ""
     text = first["choice"]
     if cells["choice"].nunique() > 1:
         pairs = zip(cells["choice"], cells["column"], strict=True)  # columns with the same overrides hold the same runs
@@ -82,18 +83,25 @@ def _choice(table: Table, cells: pd.DataFrame) -> str:
     return f"(λ={text}{paper})"
 
 
+def _named(table: Table, label: str, choice: str) -> str:
+    """What is chosen, and its value: λ for a method's weight, else the last part of the grid's key. Several keys name themselves."""
+    keys = next([*row.grid] for row in table.rows if row.label == label)
+    name = keys[0].rpartition(".")[2]
+    return choice if len(keys) > 1 else f"{'λ' if name == 'weight' else name}={choice}"
+
+
 def _shared(names: list[str]) -> str:
     """The words that all names have; else all names."""
     return " ".join(word for word in names[0].split() if all(word in name.split() for name in names)) or " / ".join(names)
 
 
 def _ours(cell: dict[str, Any], digits: int) -> str:
+    state = {"failed": "failed", "diverged": "div."}.get(cell["state"], "")
     if not cell["n"]:
-        return {"failed": "failed", "diverged": "div."}.get(cell["state"], "-")
+        return state or "-"
     spread = f" ± {cell['std']:.{digits}f}" if cell["n"] > 1 else ""
     partial = f" ({cell['n']}/{cell['wanted']})" if cell["n"] < cell["wanted"] else ""
-    bad = {"failed": " failed", "diverged": " div."}.get(cell["state"], "") if partial else ""
-    return f"{cell['ours']:.{digits}f}{spread}{partial}{bad}"
+    return f"{cell['ours']:.{digits}f}{spread}{partial} {state}".rstrip()
 
 
 def _decimals(papers: pd.Series) -> int:
@@ -101,16 +109,16 @@ def _decimals(papers: pd.Series) -> int:
     return max(len(f"{number:g}".partition(".")[2]) for number in papers)
 
 
-def _paper(cell: dict[str, Any], digits: int, decimals: int) -> str:
+def _paper(cell: dict[str, Any], column: Column, decimals: int) -> str:
     if math.isnan(cell["paper"]):
         return ""
     spread = "" if math.isnan(cell["paper_std"]) else f" ± {cell['paper_std']:g}"
-    text = f"{cell['paper']:.{decimals}f}{spread}"
+    text = f"{cell['paper']:.{decimals}f}{spread}{' div.' if column.idle(cell['paper']) else ''}"
     if not cell["n"]:
         return text
     room = cell["paper_std"] if spread else 2 * cell["std"]
     mark = "" if math.isnan(room) else (" =" if abs(cell["gap"]) <= room else " ≠")
-    return f"{text} ({cell['gap']:+.{digits}f}){mark}"
+    return f"{text} ({cell['gap']:+.{column.digits}f}){mark}"
 
 
 def reading(table: Table, wanted: pd.DataFrame) -> list[str]:
@@ -122,6 +130,8 @@ def reading(table: Table, wanted: pd.DataFrame) -> list[str]:
         lines.append("quoted: a number that the paper cites from other work")
     for at, names in _groups((column.at, name) for name, column in table.columns.items() if column.at not in (None, table.at)):
         lines.append(f"{', '.join(names)}: instead, {_at(str(at))}")
+    for chance, names in _groups((column.chance, name) for name, column in table.columns.items() if column.chance is not None):
+        lines.append(f"{', '.join(names)}: div. from {chance:g} on, which is chance; a run whose loss left the numbers counts as {chance:g}")
     picks = [(row, str(row.pick).partition(" ")[-1]) for row in table.rows if row.pick is not None]
     ways = _groups(((metric if row.select or not metric.startswith("test/") else "", *row.select), row.label) for row, metric in picks)
     for (metric, *select), names in ways:

@@ -18,7 +18,12 @@ class Column:
     better: str = "max"  # max | min
     digits: int = 2
     delta: bool = False  # the column shows the change from the row's `against`, paired by seed
+    chance: float | None = None  # no better: "div."; a run that left the numbers has this one, and is an outcome, no failure
     at: str | None = None  # in place of the table's `at`; a pick goes by the table's in every column, so columns of the same runs agree
+
+    def idle(self, number: float) -> bool:
+        """Whether it is that of networks that have not learned."""
+        return self.chance is not None and (number <= self.chance if self.better == "max" else number >= self.chance)
 
 
 @dataclass

@@ -56,7 +56,7 @@ def fill(table: Table, wanted: Jobs, found: dict[str, store.Run], trials: Jobs |
     cells = []
     for row, (name, column) in itertools.product(table.rows, table.columns.items()):
         mine = wanted[(wanted["row"] == row.label) & (wanted["column"] == name)]
-        value = numbers(mine, found, column.metric, column.at or table.at)
+        value = numbers(mine, found, column.metric, column.at or table.at, column.chance)
         if column.delta:
             base = wanted[(wanted["row"] == row.against) & (wanted["column"] == name)]
             value = value - mine["seed"].map(numbers(base, found, column.metric, column.at or table.at).set_axis(base["seed"]))
@@ -69,6 +69,8 @@ def fill(table: Table, wanted: Jobs, found: dict[str, store.Run], trials: Jobs |
             seen = {states.get(identity, "missing") for identity in of_choice["id"]}
             paper, paper_std = printed(row, choice, name)
             center = ours.median() if table.over == "median" else ours.mean()
+            if column.chance is not None:  # how a run came to nothing does not matter then
+                seen = seen - {"diverged"} | ({"diverged"} if column.idle(center) else set())
             cells.append(
                 {"row": row.label, "choice": choice, "picked": row.pick or "", "column": name, "metric": column.metric}
                 | {"ours": center, "std": ours.std(), "n": int(ours.notna().sum()), "wanted": len(of_choice)}
@@ -174,7 +176,8 @@ def run(cfg: DictConfig) -> None:
     print(show(table, wanted, found, cells, verdicts(table, wanted, found), output_name(cfg), facts))
     if complaints:
         raise ConfigError("; ".join(complaints))
-    raise_failed(pd.concat([wanted, trials]), found, spare["id"])
+    outcomes = wanted["id"][wanted["column"].isin([name for name, column in table.columns.items() if column.chance is not None])]
+    raise_failed(pd.concat([wanted, trials]), found, [*spare["id"], *outcomes])
 
 
 def raise_failed(wanted: Jobs, found: dict[str, store.Run], spare: Iterable[str] = ()) -> None:

@@ -126,6 +126,8 @@ def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
     summary: dict[str, Any] = {}
     shown = time.monotonic()
     try:
+        if trainer.epoch == 0:
+            keep_weights(cfg, run, trainer)
         while trainer.epoch < trainer.epochs:
             known = len(trainer.rows)
             trainer.train_epoch(bar.update)
@@ -165,9 +167,19 @@ def record(cfg: DictConfig, run: store.Run, trainer: Trainer, board: SummaryWrit
         for name in row.keys() - {"step", "epoch"}:  # the axis, not curves
             board.add_scalar(name, row[name], int(row["step"]))
     run.log(trainer.rows)
+    keep_weights(cfg, run, trainer)
     if trainer.epoch % cfg.runtime.checkpoint_every == 0 or trainer.epoch == trainer.epochs:
         with store.written(run.path / "checkpoint.pt") as file:
             torch.save(trainer.state(), file)
+
+
+def keep_weights(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
+    """The network as it is, for figures that compare epochs, where the config asks for this one's."""
+    import torch
+
+    if cfg.runtime.keep_weights and trainer.epoch % cfg.runtime.keep_weights == 0:
+        with store.written(run.path / f"weights-{trainer.epoch:04d}.pt") as file:
+            torch.save(trainer.net.state_dict(), file)
 
 
 def _headline(cfg: DictConfig, rows: list[dict[str, float]]) -> str:

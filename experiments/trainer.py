@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from omegaconf import DictConfig
@@ -26,7 +26,16 @@ from models.net import Net, record
 from regularizers.base import Pass, Regularizer
 
 Row = dict[str, float]
-Probe = Callable[["Trainer"], Row]  # what is measured at each epoch's end besides
+
+
+class Probe(Protocol):
+    """What is measured besides: nothing that it does may change the training."""
+
+    def begin(self, trainer: Trainer) -> Row:
+        """At an epoch's start: remember it; what is returned, if anything, becomes a row of its own."""
+
+    def end(self, trainer: Trainer) -> Row:
+        """At an epoch's end, added to its row."""
 
 
 class Diverged(ArithmeticError):
@@ -164,8 +173,8 @@ class Trainer:
     def train_epoch(self, tick: Callable[[], object] = lambda: None) -> None:
         """One epoch. Calls `tick` after each step. Raises Diverged when an evaluation finds a loss that is no number."""
         began, start = time.perf_counter(), self.epoch * self.steps_per_epoch
-        if self.probe is not None and not self.step:
-            self.rows.append({"step": 0, "epoch": 0.0} | self.probe(self))
+        if self.probe is not None and (seen := self.probe.begin(self)):
+            self.rows.append({"step": self.step, "epoch": float(self.epoch)} | seen)
         self.net.reset()
         history = self.history()
         for samples in self.samples():
@@ -176,7 +185,7 @@ class Trainer:
             if self.step in self.evaluations:
                 self.rows.append(self.row(start))
         if self.probe is not None:
-            self.rows[-1] |= self.probe(self)
+            self.rows[-1] |= self.probe.end(self)
         self.epoch += 1
         self.seconds += time.perf_counter() - began
 

@@ -13,8 +13,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     not counted: only a cumulative average would need it, and it costs a call per layer and step.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__(channels, eps)
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(channels, eps, momentum)
         self.num_batches_tracked = None
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -22,8 +22,17 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"BatchNorm needs [N, C, ...], got {tuple(input.shape)}")
 
 
-def group(channels: int, num_groups: int, eps: float = 1e-5) -> nn.GroupNorm:
-    """Group normalisation (Wu & He 2018): torch's layer with the channels as first argument, as a factory needs it."""
+def group(channels: int, num_groups: int = 2, channels_per_group: int | None = None, eps: float = 1e-5) -> nn.GroupNorm:
+    """Group normalisation (Wu & He 2018): torch's layer, of so many groups or, where that is given, of groups of so many channels.
+
+    Raises ValueError if the channels do not divide so.
+    """
+    if channels_per_group is not None:
+        if channels_per_group < 1 or channels % channels_per_group:
+            raise ValueError(f"channels_per_group: {channels_per_group} does not divide the {channels} channels of a layer")
+        num_groups = channels // channels_per_group
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"num_groups: {num_groups} does not divide the {channels} channels of a layer")
     return nn.GroupNorm(num_groups, channels, eps=eps)
 
 

@@ -6,7 +6,8 @@ from experiments.config import options
 
 GREY = ("net2c", "net5c")
 TEXT = ("lstm",)
-IMAGE = [name for name in options("model") if name not in (*TEXT, "resnet110")]  # resnet56, longer
+LONG = ("resnet110", "preact_resnet110")  # resnet56 and preact_resnet20, longer
+IMAGE = [name for name in options("model") if name not in (*TEXT, *LONG)]
 NORMS = [name for name in options("norm") if name != "rbn"]  # which lstm alone takes
 
 

@@ -167,7 +167,7 @@ def test_augmented_test_images(raw):
         ({"size": 0}, "dataset.size=0: choose a whole number of pixels of at least 1, or null for 28"),
         ({"size": -4}, "dataset.size=-4: choose a whole number of pixels of at least 1, or null for 28"),
         ({"test_augment": True}, "dataset.test_augment=true: there is nothing to augment with, set dataset.padding or dataset.flip"),
-        ({"standardise": "foo"}, "dataset.standardise=foo: choose channels or pixels"),
+        ({"standardise": "foo"}, "dataset.standardise=foo: choose channels, pixels or pixels_variance"),
         (
             {"standardise": "pixels", "test_augment": True, "flip": True},
             "dataset.test_augment=true: raw images are augmented, so choose dataset.standardise=channels, not pixels",

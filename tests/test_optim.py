@@ -21,7 +21,7 @@ def names(made: object, group: int) -> set[str]:
 def test_one_group_where_nothing_differs() -> None:
     made = trainer("optim.weight_decay=0.1")
     assert len(made.optimizer.param_groups) == 1 and names(made, 0) == {name for name, _ in made.net.named_parameters()}
-    assert len(trainer("optim.bias_decay=false").optimizer.param_groups) == 1  # nothing decays
+    assert len(trainer("optim.decay=weights").optimizer.param_groups) == 1  # nothing decays
 
 
 def test_groups_of_cnn11() -> None:

@@ -36,7 +36,7 @@ def test_measuring_changes_nothing() -> None:
     assert same(parameters(plain), parameters(measured))
     rows = [{name: value for name, value in row.items() if not name.startswith("layer")} for row in measured.rows[1:]]
     assert same(plain.rows, rows)
-    assert same(probe(measured)(measured), probe(measured)(measured)) and measured.net.training
+    assert same(probe(measured).end(measured), probe(measured).end(measured)) and measured.net.training
 
 
 @pytest.mark.parametrize("size", [7, 1000])
@@ -85,7 +85,7 @@ def test_seeds_share_the_unit_and_the_directions() -> None:
 def test_refused_options(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         made = trainer(*PROBE, *words)
-        probe(made)(made)
+        probe(made).end(made)
 
 
 def test_held_out_images_are_evaluated() -> None:

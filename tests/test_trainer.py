@@ -365,16 +365,16 @@ def test_per_s_protocols() -> None:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra.compose("config", [f"experiment={name}"])
         check(cfg)
-        lr = [cfg.optim[key] for key in ("lr", "bias_lr", "momentum", "nesterov", "weight_decay", "bias_decay", "clip", "clip_each")]
+        lr = [cfg.optim[key] for key in ("lr", "bias_lr", "momentum", "nesterov", "weight_decay", "decay", "clip", "clip_each")]
         schedule = [list(cfg.schedule["at"]), cfg.schedule.factor, cfg.schedule.by]
         found[name] = [cfg.epochs, cfg.iterations, cfg.batch_size, cfg.drop_last, cfg.balanced, cfg.precision, lr, schedule]
         assert (cfg.dataset.padding, cfg.dataset.flip, cfg.evaluate.every) == (4, True, None)
         assert cfg.dataset.standardise == ("pixels" if name == "per_cnn11" else "channels")
-    first = [0.05, 0.1, 0.9, True, 1e-4, False, 1, True]
+    first = [0.05, 0.1, 0.9, True, 1e-4, "weights", 1, True]
     assert found["per_cnn11"] == [200, None, 250, True, False, "fp32", first, [[60, 100, 140], [0.2, 0.1, 0.1], "epoch"]]
-    fixup = [0.1, 0.1, 0.9, False, 1e-4, True, None, False]
+    fixup = [0.1, 0.1, 0.9, False, 1e-4, "all", None, False]
     assert found["per_fixup"] == [200, None, 128, False, False, "fp32", fixup, [[100, 150], 0.1, "epoch"]]
-    he = [0.1, 1, 0.9, False, 1e-4, True, None, False]
+    he = [0.1, 1, 0.9, False, 1e-4, "all", None, False]
     assert found["per_resnet_bn"][1:] == [64_000, 128, False, False, "fp32", he, [[32_000, 48_000], 0.1, "iteration"]]
 
 

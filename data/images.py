@@ -75,7 +75,9 @@ class Images:
         if standardise not in ("channels", "pixels", "pixels_variance"):
             raise DataError(f"dataset.standardise={standardise}: choose channels, pixels or pixels_variance")
         if test_augment and standardise != "channels":
-            raise DataError(f"dataset.test_augment=true: raw images are augmented, so choose dataset.standardise=channels, not {standardise}")
+            raise DataError(
+                f"dataset.test_augment=true: raw images are augmented, so choose dataset.standardise=channels, not {standardise}"
+            )
         if classes is not None:
             return replace(self, num_classes=classes)(
                 data_dir, device, download, source, train, test, size, padding, flip, test_augment, standardise, valid

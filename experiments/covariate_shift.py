@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -84,16 +86,16 @@ class CovariateShift:
             if value <= 0:
                 raise ValueError(f"{name}: {value} is not allowed; it must be above 0")
         self.layers, self.steps, self.batch, self.clip, self.lr, self.images = layers, steps, batch, clip, lr, images
-        self.old: dict[str, Tensor] = {}
+        self.old: dict[str, Any] = {}
 
     def begin(self, trainer: Trainer) -> Row:
         if trainer.bundle.unit != "images":
             raise ConfigError(f"probe: covariate_shift looks at images, and the data set has {trainer.bundle.unit}")
-        self.old = {name: value.clone() for name, value in trainer.net.state_dict().items()}
+        self.old = copy.deepcopy(trainer.net.state_dict())
         return {}
 
     def end(self, trainer: Trainer) -> Row:
-        new = {name: value.clone() for name, value in trainer.net.state_dict().items()}
+        new = copy.deepcopy(trainer.net.state_dict())
         after = self.outputs(trainer)
         trainer.net.load_state_dict(self.old)  # into the same tensors
         before = self.outputs(trainer)

@@ -79,10 +79,10 @@ def picture(runs: Runs, rows: dict[str, list[Row]]) -> Drawing:
             if known.empty:
                 raise ConfigError(f"figure.runs: {runs.done[job.id].path} has no {EM}; its base needs probe=covariate_shift")
             one = {"marker": "o" if len(known) == 1 else None, "markersize": 3, "color": f"C{place}"}
-            handles[f"accuracy, {name}"], = axis.plot(known["epoch"], known[ACCURACY], "--", linewidth=1.2, **one)
-            handles[f"mean d, {name}"], = right.plot(known["epoch"], known[EM], linewidth=1.6, **one)
+            (handles[f"accuracy, {name}"],) = axis.plot(known["epoch"], known[ACCURACY], "--", linewidth=1.2, **one)
+            (handles[f"mean d, {name}"],) = right.plot(known["epoch"], known[EM], linewidth=1.6, **one)
             for layer in (key for key in known if str(key).startswith("layer") and str(key).endswith("/em")):
-                handles["d of each layer"], = right.plot(known["epoch"], known[layer], linewidth=0.4, alpha=0.6, color=f"C{place}")
+                (handles["d of each layer"],) = right.plot(known["epoch"], known[layer], linewidth=0.4, alpha=0.6, color=f"C{place}")
             for epoch in drops(known):
                 axis.axvline(epoch, color="0.6", linewidth=0.7, linestyle=":")
             metrics = [key for key in known if key in (ACCURACY, EM, LOGIT) or str(key).startswith("layer")]
@@ -111,7 +111,9 @@ def around(known: pd.DataFrame) -> list[str]:
         before, after = (known[(known["epoch"] >= start) & (known["epoch"] < start + near)] for start in (epoch - near, epoch))
         gains = [(before[key].mean(), after[key].mean()) for key in (ACCURACY, EM, LOGIT)]
         up, down = up + (gains[0][0] < gains[0][1]), down + (gains[1][1] < gains[1][0])
-        pairs = [f"{name} {pair[0]:.4g} -> {pair[1]:.4g}" for name, pair in zip(("accuracy", "mean d", "before the sigmoid"), gains, strict=True)]
+        pairs = [
+            f"{name} {pair[0]:.4g} -> {pair[1]:.4g}" for name, pair in zip(("accuracy", "mean d", "before the sigmoid"), gains, strict=True)
+        ]
         texts.append(f"drop at epoch {epoch:g}, means of the {near:g} epochs before -> after: {', '.join(pairs)}")
     if not found:
         return [f"no drop of the learning rate; mean d {known[EM].iloc[0]:.3g} at first, {known[EM].iloc[-1]:.3g} at last"]

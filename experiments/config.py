@@ -49,7 +49,7 @@ class Profile:
     epochs: float = 1.0  # factor on the epochs; milestones move along
     train: int | None = None  # so many class-balanced training images; null: all
     test: int | None = None
-    steps: int | None = None  # at most so many steps per epoch
+    steps: int | None = None  # at most so many steps per epoch, and of what a probe trains
     embedded: bool = False  # embedded digits stand in for the data set: a check of the code path, not of numbers
     seeds: int | None = None  # a table's first so many seeds; not part of a run's identity
 

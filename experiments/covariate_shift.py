@@ -44,7 +44,7 @@ def ascend(net: nn.Sequential, old: Tensor, new: Tensor, chosen: Tensor, clip: f
     of equal ones outputs and gradients then cancel to the last bit.
     """
     optimizer = torch.optim.RMSprop(net.parameters(), lr, alpha=0.9, maximize=True, foreach=True)
-    parameters = list(net.parameters())
+    parameters: list[Tensor] = list(net.parameters())
     for some in chosen:
         gain = (torch.sigmoid(net(new[some])) - torch.sigmoid(net(old[some]))).mean()
         optimizer.zero_grad()
@@ -95,20 +95,21 @@ class CovariateShift:
         return {}
 
     def end(self, trainer: Trainer) -> Row:
-        new = copy.deepcopy(trainer.net.state_dict())
+        now = copy.deepcopy(trainer.net.state_dict())
         after = self.outputs(trainer)
         trainer.net.load_state_dict(self.old)  # into the same tensors
         before = self.outputs(trainer)
-        trainer.net.load_state_dict(new)
+        trainer.net.load_state_dict(now)
 
         tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False  # the first gains are of the order of 1e-5
+        steps = min(self.steps, trainer.cfg.profile.steps or self.steps)
         row: Row = {}
         for layer in after:
-            (old, old_test), (new_, new_test) = before[layer], after[layer]
-            net = critic(tuple(old.shape[1:]), generator(0, "critic", "cpu")).to(trainer.device, memory_format=torch.channels_last)
+            (old, old_test), (new, new_test) = before[layer], after[layer]
+            net = critic(tuple(old.shape[1:]), generator(0, "critic", "cpu")).to(trainer.device).to(memory_format=torch.channels_last)
             rng = generator(0, "critic's samples", trainer.device)
-            chosen = torch.randint(len(old), (self.steps, self.batch), generator=rng, device=trainer.device)
-            ascend(net, old, new_, chosen, self.clip, self.lr)
+            chosen = torch.randint(len(old), (steps, self.batch), generator=rng, device=trainer.device)
+            ascend(net, old, new, chosen, self.clip, self.lr)
             row[f"layer{layer}/em"], row[f"layer{layer}/em_logit"] = distance(net, old_test, new_test)
             before[layer] = after[layer] = ()  # a layer's outputs can be gigabytes
         torch.backends.cudnn.allow_tf32 = tf32

@@ -1,4 +1,4 @@
-"""What is measured at each epoch's end for a figure, besides the test set: `probe=...`, none by default. See `experiments.trainer.Probe`."""
+"""What is measured at each epoch's end for a figure, besides the test set: `probe=...`, none by default."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class PreActBlock(nn.Module):
 
 
 def preact(num_classes: int, norm: Norm, blocks: int, padding: str, in_channels: int) -> Net:
-    """A 3x3 stem with norm and ReLU, three stages of `blocks` blocks of 16, 32, 64 channels, norm and ReLU; h is the mean over the last map.
+    """A 3x3 stem with norm and ReLU, three stages of `blocks` blocks of 16, 32, 64 channels, norm and ReLU; h is the last map's mean.
 
     6 * blocks + 2 norm layers; the first block normalises the stem's output once more. For [N, in_channels, H, W], H and W multiples of 4.
     Convolutions and classifier start as Keras' `he_normal` of 2018: normal of variance 2 / fan-in, cut off at two deviations (which makes

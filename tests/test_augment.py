@@ -177,6 +177,18 @@ def test_position_maps(count: int) -> None:
         assert constant.any() and (found[constant] == 0).all()
 
 
+def test_position_maps_by_the_variance() -> None:
+    """Of pixels in 0 .. 255, as Unitization's code divides: deviations of about 1 / 64 come out."""
+    x = images(300, 3, 5, 4)
+    x[:, 1, 2, 3] = 7
+    scale, shift = position_maps(x, variance=True)
+    values = x.double()
+    mean, var = values.mean(0), values.var(0, correction=0)
+    wanted = torch.where(var > 0, (values - mean) / var, 0)
+    np.testing.assert_allclose(multiply_add(scale, shift)(x).numpy(), wanted.numpy(), rtol=1e-4, atol=1e-6)
+    assert (wanted[:, 1, 2, 3] == 0).all() and 1 / 80 < wanted.std() < 1 / 60
+
+
 def test_one_odd_image_is_told_from_a_constant_position() -> None:
     """The smallest spread that there is: 100,000 images that are 255, but one that is 254."""
     x = torch.full((100_000, 1, 1, 2), 255, dtype=torch.uint8)

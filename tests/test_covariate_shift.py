@@ -207,5 +207,5 @@ def test_refused_options(words: list[str], message: str) -> None:
 
 def test_texts_are_refused() -> None:
     words = ["dataset=docs", "model=lstm", "balanced=false", "norm=none", "model.width=8", "profile.train=600", "profile.test=600"]
-    with pytest.raises(ValueError, match="^probe: covariate_shift looks at images, and the data set has words$"):
+    with pytest.raises(ValueError, match=r"^probe: covariate_shift looks at images, and the data set has words$"):
         train(*PROBE, *words, epochs=1)

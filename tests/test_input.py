@@ -56,12 +56,12 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     [
         # unknown names
         ("dataset=foo", "dataset: 'foo' is not known; allowed: cifar10, cifar100, digits, docs, fmnist"),
-        ("model=foo", "model: 'foo' is not known; allowed: cnn11, lstm, mobilenet, net2c, net5c, resnet110"),
+        ("model=foo", "model: 'foo' is not known; allowed: cnn11, lstm, mobilenet, net2c, net5c, preact_resnet110, "),
         ("method=foo", "method: 'foo' is not known; allowed: itdm_c, itdm_j"),
         ("method=[itdm_c,foo]", "method: 'foo' is not known; allowed: itdm_c, itdm_j"),
         ("norm=foo", "norm: 'foo' is not known; allowed: bn, gn, none"),
         ("schedule=foo", "schedule: 'foo' is not known; allowed: constant, plateau, steps"),
-        ("profile=foo", "profile: 'foo' is not known; allowed: paper, short, smoke"),
+        ("profile=foo", "profile: 'foo' is not known; allowed: paper, reduced, short, smoke"),
         ("experiment=foo", "experiment: 'foo' is not known; allowed: demo"),
         # misspelt keys
         ("dataset.foo=1", "dataset.foo: there is no such key; allowed: train"),
@@ -138,7 +138,7 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (f"{TEXT} model.recurrent_mask=none", "model: recurrent_mask: 'none' is not known; allowed: rows, shared"),
         ("norm=rbn", "model: models.cnn.net2c does not take the data set's 1x28x28 images (norm=rbn is for recurrent networks)"),
         ("schedule=plateau", "schedule: plateau goes by a split `valid`, which the data set lacks; set dataset.valid"),
-        ("norm=gn norm.num_groups=3", "model: num_channels (20) must be divisible by num_groups (3)"),
+        ("norm=gn norm.num_groups=3", "model: num_groups: 3 does not divide the 20 channels of a layer"),
         # no override at all
         ("dataset", "'dataset' is not KEY=VALUE"),
         ("epochs=[", "'epochs=[' is not KEY=VALUE"),
@@ -302,7 +302,7 @@ def test_a_bug_keeps_its_traceback(runs: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_options_lists_what_a_group_offers() -> None:
     from experiments.config import options
 
-    assert options("norm") == ["bn", "gn", "none", "rbn"]
+    assert options("norm") == ["bn", "gn", "none", "rbn", "unitization"]
     assert all(OmegaConf.load(cli.CONF / "norm" / f"{name}.yaml")["_target_"] for name in options("norm"))
 
 

@@ -45,6 +45,17 @@ def test_groups_of_fixup() -> None:
     assert (float(weights["lr"]), float(small["lr"])) == (pytest.approx(0.1), pytest.approx(0.01))
 
 
+def test_kernels_alone_decay() -> None:
+    """In Unitization's recipe: not biases, nor the norm layers' weights, nor alpha."""
+    made = trainer("experiment=unitization_resnet110", "model=preact_resnet20", *COLOUR[:2], "++dataset.size=16", "norm=unitization")
+    kernels, others = made.optimizer.param_groups
+    assert (kernels["weight_decay"], others["weight_decay"]) == (1e-3, 0)
+    ends = {name.rpartition(".")[2] for name in names(made, 1)}
+    assert ends == {"bias", "weight", "alpha"} and len(others["params"]) == 20 * 3 + 22
+    assert all(p.dim() >= 2 for p in kernels["params"]) and len(kernels["params"]) == 22
+    assert all(p.dim() == 1 for p in others["params"]) and float(kernels["lr"]) == float(others["lr"]) == pytest.approx(0.05)
+
+
 def gradients(seed: int) -> list[nn.Parameter]:
     rng = torch.Generator().manual_seed(seed)
     parameters = [nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (5,), (), (2, 2, 3, 3))]

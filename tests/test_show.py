@@ -35,6 +35,43 @@ def test_marks(tmp_path: Path) -> None:
     assert {label: shown[label] for label in rows} == {label: expected for label, (_, _, expected) in rows.items()}
 
 
+def test_no_better_than_chance_is_diverged(tmp_path: Path) -> None:
+    """However a run came to nothing: one whose loss left the numbers counts with chance, is said, and is no failure."""
+    rows = {
+        "learned": (71.5, [70.0, 73.0, 10.0], ["70.00 ± 35.54", "71.5 (-1.50) ="]),
+        "stuck": (10.0, [10.0, 10.5, 9.0], ["10.00 ± 0.76 div.", "10.0 div. (+0.00) ="]),
+        "one left the numbers": (None, [60.0, "diverged", 61.0], ["60.00 ± 28.87", ""]),
+        "two did": (None, [60.0, "diverged", "diverged"], ["10.50 ± 28.58 div.", ""]),
+        "one failed": (None, [60.0, "failed", 61.0], ["60.50 ± 0.71 (2/3) failed", ""]),
+        "missing": (10.0, [None, None, None], ["-", "10.0 div."]),
+    }
+    made_rows = [Row(label, paper={} if paper is None else {"ACC": paper}) for label, (paper, _, _) in rows.items()]
+    spec = spec_of(*made_rows, ACC=Column("test/accuracy", chance=10.5))
+    spec.over = "median"
+    spec, wanted, found = made(tmp_path, spec, {(label, ""): values for label, (_, values, _) in rows.items()}, "test/accuracy")
+    shown = printed((spec, wanted, found), tmp_path)
+    assert {label: shown[label] for label in rows} == {label: cells for label, (_, _, cells) in rows.items()}
+    said = "ACC: div. from 10.5 on, which is chance; a run whose loss left the numbers counts as 10.5"
+    assert f"- {said}\n" in (tmp_path / "out" / "name.md").read_text()
+    for metric, word in (("test/accuracy", "not decided"), ("test/other", "not run")):
+        claim = Claim("one beats two", "test/accuracy", ["one left the numbers"], "two did", relation=">")
+        spec.columns["ACC"].metric = metric
+        assert verdict(claim, spec, wanted, found).verdict == word
+
+
+def test_less_is_better_than_chance_too() -> None:
+    column = Column("test/error", better="min", chance=89.5)
+    assert [column.idle(number) for number in (89.4, 89.5, 90.0)] == [False, True, True]
+    assert not Column("test/error").idle(100.0)
+
+
+@pytest.mark.parametrize(("key", "name"), [("method.x.weight", "λ=1"), ("norm.num_groups", "num_groups=1")])
+def test_a_choice_is_named_by_its_key(tmp_path: Path, key: str, name: str) -> None:
+    spec = spec_of(Row("a", grid={key: [1]}), Row("b", grid={key: [1], "model.y": [2]}))
+    both = f"{key.rpartition('.')[2]}=1, y=2"
+    assert set(printed(made(tmp_path, spec, {("a", "1"): [1.0] * 3, ("b", both): [1.0] * 3}), tmp_path)) == {"", f"a {name}", f"b {both}"}
+
+
 def test_median(tmp_path: Path) -> None:
     spec = spec_of(Row("a"))
     spec.over = "median"

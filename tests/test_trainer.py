@@ -22,7 +22,7 @@ from torch import Tensor
 
 from data.bundle import Batch
 from experiments.cli import CONF
-from experiments.config import check, options
+from experiments.config import build, check, options
 from experiments.train import make_trainer
 from experiments.trainer import Diverged, Trainer, generator
 from regularizers.base import Pass
@@ -376,6 +376,24 @@ def test_per_s_protocols() -> None:
     assert found["per_fixup"] == [200, None, 128, False, False, "fp32", fixup, [[100, 150], 0.1, "epoch"]]
     he = [0.1, 1, 0.9, False, 1e-4, "all", None, False]
     assert found["per_resnet_bn"][1:] == [64_000, 128, False, False, "fp32", he, [[32_000, 48_000], 0.1, "iteration"]]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_unitization_s_protocol(name: str) -> None:
+    """The rate changes one epoch later than "60, 120, 160" would; a decay of 5e-4 in Keras is one of 1e-3 here."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("config", ["experiment=unitization_resnet110", f"dataset={name}"])
+    check(cfg)
+    assert (cfg.epochs, cfg.batch_size, cfg.drop_last, cfg.balanced, cfg.precision) == (200, 128, False, False, "fp32")
+    assert dict(cfg.optim) == dict(config().optim) | {
+        **{"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3, "decay": "kernels"},
+        **{"bias_lr": 1.0, "clip": None, "clip_each": False},
+    }
+    assert (cfg.dataset.padding, cfg.dataset.flip, cfg.dataset.standardise, cfg.evaluate.every) == (4, True, "pixels", None)
+    assert cfg.norm == {"_target_": "models.unitization.Unitization", "_partial_": True, "eps": 1e-3, "momentum": 0.01, "norm_scale": "hw2"}
+    schedule = build(cfg.schedule, "schedule")
+    rates = [0.05 * schedule(epoch, 391 * epoch, None) for epoch in range(200)]
+    assert rates == pytest.approx([0.05] * 61 + [0.01] * 60 + [0.002] * 40 + [0.0004] * 39)
 
 
 # Divergence

@@ -6,10 +6,14 @@ import math
 
 import pytest
 import torch
+from nets import IMAGE, composed, small
+from test_trainer import data_home, train
 from torch import Tensor, nn
 
+from experiments.config import options
 from models.unitization import Unitization, practical
 
+__all__ = ["data_home"]  # a fixture
 torch.set_num_threads(1)
 EPS = 1e-3
 SIZES = [(4, 3, 5, 6), (6, 3), (2, 3, 7)]
@@ -187,8 +191,24 @@ def test_it_starts_as_batch_norm_and_gathers_its_statistics() -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match="^norm_scale: 'hw' is not known; allowed: hw2, none, chw$"):
+    with pytest.raises(ValueError, match=r"^norm_scale: 'hw' is not known; allowed: hw2, none, chw$"):
         Unitization(3, norm_scale="hw")
     with pytest.raises(ValueError, match="more than one value per channel"):
         Unitization(3)(torch.randn(1, 3))
     assert Unitization(3).eval()(torch.randn(1, 3)).shape == (1, 3)
+
+
+# With everything else
+
+METHODS = [name for name in options("method") if name != "vanilla"]
+PAIRS = [("net2c", f"[{name}]") for name in METHODS] + [(model, composed(model)) for model in IMAGE if model != "net2c"]
+
+
+@pytest.mark.parametrize(("model", "methods"), PAIRS)
+def test_it_goes_with_every_method_and_model(model: str, methods: str) -> None:
+    """Two steps: every alpha has moved, and what comes out is a number; one without normalisation layers of its own gets its."""
+    made = train(*small(model), "norm=unitization", f"method={methods}", epochs=1)
+    layers = [module for module in made.net.modules() if isinstance(module, Unitization)]
+    assert layers and all(layer.alpha.detach().any() and layer.alpha.isfinite().all() for layer in layers)
+    assert all(layer.running_mean.any() for layer in layers) and math.isfinite(made.rows[-1]["test/ce"])
+    assert made.step == 2 and (methods == "[label_smoothing]" or len([key for key in made.rows[-1] if key.startswith("train/")]) > 2)

@@ -46,7 +46,7 @@ def draw(trials: int, samples: int, seed: int) -> Drawing:
     numbers["holds"] = holds.where(numbers["panel"] != EXAMPLE)  # whose bounds are those of the cubes, not of points in them
     numbers["ratio"] = (small / large).fillna(0)  # of two zeros: nothing to compare
 
-    picture, axes = canvas(2, 4, width=10, height=2.9)
+    picture, axes = canvas(2, 4, width=9, height=2.8)
     for axis, (panel, of) in zip([*axes[0], *axes[1]], numbers.groupby("panel", sort=False), strict=True):
         for form, points in of.groupby("form", sort=False):
             axis.plot(points["w1"], points["bound"], "o", markersize=2, markeredgewidth=0, alpha=0.7, label=form)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +21,7 @@ AROUND = 5  # epochs on each side of a drop of the learning rate, over which the
 
 def draw(runs: Runs) -> Drawing:
     """From runs with `probe=covariate_shift`: a panel for each set of columns."""
-    return picture(runs, {identity: one.metrics() for identity, one in runs.done.items()})
+    return picture(runs, {identity: one.metrics() for identity, one in runs.done.items()}, "run")
 
 
 def kept(runs: Runs, layers: Sequence[int] | None = None, steps: int = 300, batch: int = 64, images: int | None = 1000) -> Drawing:
@@ -40,7 +40,7 @@ def kept(runs: Runs, layers: Sequence[int] | None = None, steps: int = 300, batc
                               "with runtime.keep_weights=1, so remove its folder and ask again")  # fmt: skip
         found = measured(one, runs.runtime, layers, steps, batch, images)
         rows[identity] = [known[epoch] | row for epoch, row in tqdm(found, one.path.name, len(states) - 1, leave=False, disable=None)]
-    return picture(runs, rows)
+    return picture(runs, rows, "computed here")
 
 
 def measured(
@@ -63,12 +63,14 @@ def measured(
         probe.begin(trainer)
 
 
-def picture(runs: Runs, rows: dict[str, list[Row]]) -> Drawing:
-    """rows: of each run, one for each epoch at least. Of each layer its d is drawn thin, their mean thick."""
+def picture(runs: Runs, rows: dict[str, list[Row]], source: str) -> Drawing:
+    """rows: of each run, one for each epoch at least; source: who computed d. That of each layer is drawn thin, their mean thick."""
+    from matplotlib.ticker import MaxNLocator
+
     panels = runs.panels()
     picture, axes = canvas(1, len(panels), width=max(5.0, 3.75 * len(panels)), height=3.4)
     parts, texts = [], []
-    handles: dict[str, object] = {}
+    handles: dict[str, Any] = {}
     for axis, (panel, jobs) in zip(axes[0], panels.items(), strict=True):
         right = axis.twinx()
         for place, job in enumerate(jobs.drop_duplicates("id").itertuples()):
@@ -78,20 +80,22 @@ def picture(runs: Runs, rows: dict[str, list[Row]]) -> Drawing:
             known = pd.DataFrame([row for row in rows[job.id] if EM in row])
             if known.empty:
                 raise ConfigError(f"figure.runs: {runs.done[job.id].path} has no {EM}; its base needs probe=covariate_shift")
-            one = {"marker": "o" if len(known) == 1 else None, "markersize": 3, "color": f"C{place}"}
-            (handles[f"accuracy, {name}"],) = axis.plot(known["epoch"], known[ACCURACY], "--", linewidth=1.2, **one)
-            (handles[f"mean d, {name}"],) = right.plot(known["epoch"], known[EM], linewidth=1.6, **one)
+            look: dict[str, Any] = {"marker": "o" if len(known) == 1 else None, "markersize": 3, "color": f"C{place}"}
+            (handles[f"accuracy, {name}"],) = axis.plot(known["epoch"], known[ACCURACY], "--", linewidth=1.2, **look)
+            (handles[f"mean d, {name}"],) = right.plot(known["epoch"], known[EM], linewidth=1.6, **look)
             for layer in (key for key in known if str(key).startswith("layer") and str(key).endswith("/em")):
                 (handles["d of each layer"],) = right.plot(known["epoch"], known[layer], linewidth=0.4, alpha=0.6, color=f"C{place}")
             for epoch in drops(known):
                 axis.axvline(epoch, color="0.6", linewidth=0.7, linestyle=":")
             metrics = [key for key in known if key in (ACCURACY, EM, LOGIT) or str(key).startswith("layer")]
             long = known.melt(["epoch", "lr"], metrics, "metric")
-            parts.append(long.assign(panel=panel, row=job.row, choice=job.choice, seed=job.seed))
-            texts += [f"{panel + ': ' if panel else ''}{name}: {line}" for line in around(known)]
-        axis.set(xlabel="epoch", title=panel, ylabel="test accuracy [%]" if axis is axes[0][0] else None)
-        right.set(ylim=(min(0, right.get_ylim()[0]), max(1, right.get_ylim()[1])))
-        right.set_ylabel("estimated EM distance d (no unit)" if axis is axes[0][-1] else None)
+            parts.append(long.assign(panel=panel, row=job.row, choice=job.choice, seed=job.seed, source=source))
+            texts += [f"{panel + ': ' if len(panels) > 1 else ''}{name}: {line}" for line in around(known)]
+        axis.set(xlabel="epoch", title=panel if len(panels) > 1 else None, ylabel="test accuracy [%]" if axis is axes[0][0] else None)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        right.set_yscale("symlog", linthresh=1e-3)  # small as it is after a drop, it still falls; it can be below 0
+        right.set_ylim(bottom=min(0, right.dataLim.y0))
+        right.set_ylabel("estimated EM distance d (no unit)" if axis is axes[0][-1] else "")
         right.grid(False)
     picture.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2, fontsize=7)
     return Drawing(picture, pd.concat(parts, ignore_index=True), texts)
@@ -117,4 +121,4 @@ def around(known: pd.DataFrame) -> list[str]:
         texts.append(f"drop at epoch {epoch:g}, means of the {near:g} epochs before -> after: {', '.join(pairs)}")
     if not found:
         return [f"no drop of the learning rate; mean d {known[EM].iloc[0]:.3g} at first, {known[EM].iloc[-1]:.3g} at last"]
-    return [*texts, f"at {len(found)} drops accuracy rises {up} times and d falls {down} times (paper: at all three, sharply)"]
+    return [*texts, f"at {len(found)} drops accuracy rises {up} times and d falls {down} times (paper: both each time, sharply)"]

@@ -47,7 +47,11 @@ def run_dir(cfg: DictConfig) -> str:
     parts = [_tail(cfg.dataset), _tail(cfg.model), "+".join(cfg.method) or "vanilla"]
     varies = [f"{key}={node[key]:g}" for node in cfg.method.values() for key in ("weight", "smoothing") if key in node]
     groups = [f"{key}={cfg.norm[key]}" for key in ("channels_per_group", "num_groups") if cfg.norm.get(key) is not None]
-    varies += [_tail(cfg.norm), *groups[:1], *(str(key) for key, value in cfg.model.items() if value is True and not str(key).startswith("_"))]
+    varies += [
+        _tail(cfg.norm),
+        *groups[:1],
+        *(str(key) for key, value in cfg.model.items() if value is True and not str(key).startswith("_")),
+    ]
     varies += [f"seed={cfg.seed}"] + ([] if cfg.profile.name == "paper" else [cfg.profile.name])
     clean = [re.sub(r"[^\w=.,+-]", "_", text)[:80] for text in ("-".join(parts), ",".join(varies))]
     return f"{clean[0]}/{clean[1]}-{run_id(cfg)}"

@@ -1,4 +1,4 @@
-"""The figure of accuracy and EM distance: what it says about drops of the learning rate, and that kept states give a run's own distances."""
+"""The figure of accuracy and EM distance: what it says of drops of the learning rate; kept states give a run's own distances."""
 
 from __future__ import annotations
 

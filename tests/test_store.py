@@ -142,7 +142,10 @@ def test_the_id_is_that_of_its_content() -> None:
         ("method=vanilla profile=smoke norm=none", "digits-net2c-vanilla/identity,seed=1,smoke-"),
         ("method=itdm_c method.itdm_c.weight=0.80 seed=3", "digits-net2c-itdm_c/weight=0.8,batchnorm,seed=3-"),
         ("experiment=per_lstm norm=rbn model.tie_embeddings=true", "ptb-lstm-vanilla/recurrentbatchnorm,tie_embeddings,seed=1-"),
-        ("method=[itdm_c,label_smoothing] norm=gn", "digits-net2c-itdm_c+label_smoothing/weight=0.4,smoothing=0.1,group,num_groups=2,seed=1-"),
+        (
+            "method=[itdm_c,label_smoothing] norm=gn",
+            "digits-net2c-itdm_c+label_smoothing/weight=0.4,smoothing=0.1,group,num_groups=2,seed=1-",
+        ),
         ("norm=gn norm.channels_per_group=5", "digits-net2c-vanilla/group,channels_per_group=5,seed=1-"),
     ],
 )

@@ -22,7 +22,7 @@ python -m experiments.bench compare A.csv B.csv     what changed between two tab
 
 end        epochs of the whole suite against the usual training loop    use    a step's rate against the best convolution's
 input      augmented images against a DataLoader's                      step   a step against a plain loop's
-methods    each method's step against vanilla's                         text   the same for the language model, and its forms
+methods    each method's step against vanilla's                         text, norms  language models' steps; norm layers' against BN's
 precision  bf16, channels_last, tf32                                    start  seconds to --help and to the first step
 counts     operations, host reads, memory of a step                     sweep  two runs side by side against one by one
 compile    torch.compile against eager; only on a GPU or when named     gpu    launch costs, kernels, CUDA graphs
@@ -31,7 +31,7 @@ rounds=7   paired rounds of a row, at least 7      csv=FILE  where the table goe
 steps=N    steps of a side in a round; without it as many as take half a second, at least 1
 The overrides are those of experiments.train, for all rows; method=[NAME,...] leaves out the other methods (besides those of conf/method
 there are {})."""
-PARTS = ("end", "use", "input", "step", "methods", "text", "precision", "compile", "counts", "start", "sweep", "gpu")
+PARTS = ("end", "use", "input", "step", "methods", "text", "norms", "precision", "compile", "counts", "start", "sweep", "gpu")
 TIMES = ("id", "what", "over", "ratio", "q1", "q3", "good", "ms a", "ms b", "note")
 COUNTS = ("id", "what", "over", "ratio", "good", "count a", "count b", "unit", "reads a", "reads b", "note")
 MEANING = """ratio: the time of what (a) over the other's (b), the median of the rounds' ratios between its quartiles;
@@ -50,7 +50,7 @@ def bench(arguments: list[str]) -> None:
     methods, common, of_method = split([word for word in arguments if word not in parts and key(word) not in own])
     asked = Asked(common, methods, of_method, int(own.get("rounds", 7)), int(own["steps"]) if "steps" in own else None)
     # What is wrong shows before anything is measured.
-    cfgs = [asked.cfg(model) for model in asked.models("net5c", "net2c", "resnet18", "cnn11", "lstm")]
+    cfgs = [asked.cfg(model) for model in asked.models("net5c", "net2c", "resnet18", "cnn11", "lstm", "preact_resnet20")]
     for name in methods:
         asked.method(asked.models("net5c")[0], name)
     path = Path(own.get("csv", "runs/bench.csv"))

@@ -66,9 +66,9 @@ def distance(net: nn.Sequential, old: Tensor, new: Tensor, batch_size: int = 100
 class CovariateShift:
     """How far each epoch moves the laws of layers' outputs: EM distances by a critic each (Unitization, algorithm 3).
 
-    layers: which norm layers, from 1 on, or in general which points before a non-linearity; None: all. steps, batch, clip, lr: of the
-    critic's training (T, n, c), which starts from the same weights and draws the same samples in every estimate. images: it is trained
-    on the first so many training images, without augmentation; None: all, which takes the memory of two copies of the outputs.
+    layers: which norm layers, from 1 on, or in general which points before a non-linearity; None: the last six. steps, batch, clip,
+    lr: of the critic's training (T, n, c), which starts from the same weights and draws the same samples in every estimate. images: it
+    is trained on the first so many training images, without augmentation; None: all, and both copies of their outputs are held in memory.
     The network is in evaluation mode, with the running statistics of its time. Of each layer, on test images: em, d, and em_logit, the
     mean difference before the critic's sigmoid; of all: shift/em and shift/em_logit, their means. Old and new are those of one epoch.
     """
@@ -124,9 +124,9 @@ class CovariateShift:
             limit = self.images if split == 0 else None
             for images, labels in zip(*(values[:limit].split(trainer.cfg.evaluate.batch_size) for values in (x, y)), strict=True):
                 taps = trainer.forward(Batch(trainer.bundle.prepare(images), labels, labels)).preactivations
-                for layer in self.layers or range(1, len(taps) + 1):
+                for layer in self.layers or range(max(1, len(taps) - 5), len(taps) + 1):
                     if not 1 <= layer <= len(taps):
-                        raise ConfigError(f"probe.layers: {layer} is not allowed; the network has layers 1 to {len(taps)}")
+                        raise ConfigError(f"layers: {layer} is not allowed; the network has layers 1 to {len(taps)}")
                     out = taps[layer - 1].float()
                     parts.setdefault(layer, ([], []))[split].append(out if out.dim() == 4 else out.flatten(1)[:, :, None, None])
         trainer.net.train()

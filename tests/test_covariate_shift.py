@@ -173,7 +173,7 @@ def test_a_network_that_stands_still_does_not_shift() -> None:
 
 @pytest.mark.parametrize("layers", [[], [2]])
 def test_outputs_are_those_before_the_non_linearity(layers: list[int]) -> None:
-    """Of the first training images, without augmentation, and of all test images; null means all layers, one of them without pixels."""
+    """Of the first training images, without augmentation, and of all test images; null means the last six layers, here all."""
     made = trainer("norm=bn", "batch_size=20")
     made.preactivations = record(made.net, pre=True)
     found = CovariateShift(layers or None, images=30).outputs(made)
@@ -194,7 +194,7 @@ def test_outputs_are_those_before_the_non_linearity(layers: list[int]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["probe.layers=[4]"], r"^probe.layers: 4 is not allowed; the network has layers 1 to 3$"),
+        (["probe.layers=[4]"], r"^layers: 4 is not allowed; the network has layers 1 to 3$"),
         (["probe.steps=0"], r"^probe: steps: 0 is not allowed; it must be above 0$"),
         (["probe.clip=-1"], r"^probe: clip: -1 is not allowed; it must be above 0$"),
         (["probe.images=0"], r"^probe: images: 0 is not allowed; it must be above 0$"),

@@ -29,6 +29,10 @@ README = (ROOT / "README.md").read_text()
         ("per_timing", "figures/per_timing.md"),
         ("bench", "bench.txt"),
         ("bench-per", "bench-per.txt"),
+        ("unitization_bounds", "figures/unitization_bounds.md"),
+        ("unitization_demo", "unitization_demo.md"),
+        ("covariate_shift", "figures/covariate_shift.md"),
+        ("bench-norms", "bench-norms.txt"),
     ],
 )
 def test_tables_are_the_reference(mark: str, file: str) -> None:

@@ -69,7 +69,7 @@ def test_kept_states_give_the_run_s_own_distances(tmp_path: Path) -> None:
 
 
 def test_states_of_every_other_epoch(tmp_path: Path) -> None:
-    """All layers, where none is named; between states two epochs apart."""
+    """The last six layers, or as many as there are, where none is named; between states two epochs apart."""
     made = runs("epochs=4", "runtime.keep_weights=2", root=tmp_path)
     (one,) = made.done.values()
     assert sorted(path.name for path in one.path.glob("weights-*")) == ["weights-0000.pt", "weights-0002.pt", "weights-0004.pt"]

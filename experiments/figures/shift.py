@@ -21,7 +21,9 @@ AROUND = 5  # epochs on each side of a drop of the learning rate, over which the
 
 def draw(runs: Runs) -> Drawing:
     """From runs with `probe=covariate_shift`: a panel for each set of columns."""
-    return picture(runs, {identity: one.metrics() for identity, one in runs.done.items()}, "run")
+    rows = {identity: one.metrics() for identity, one in runs.done.items()}
+    probes = [OmegaConf.load(one.path / "config.yaml").probe for one in runs.done.values()]
+    return picture(runs, rows, "run", sorted({critics(one.steps, one.batch, one.images) for one in probes if one and "steps" in one}))
 
 
 def kept(runs: Runs, layers: Sequence[int] | None = None, steps: int = 300, batch: int = 64, images: int | None = 1000) -> Drawing:
@@ -40,7 +42,7 @@ def kept(runs: Runs, layers: Sequence[int] | None = None, steps: int = 300, batc
                               "with runtime.keep_weights=1, so remove its folder and ask again")  # fmt: skip
         found = measured(one, runs.runtime, layers, steps, batch, images)
         rows[identity] = [known[epoch] | row for epoch, row in tqdm(found, one.path.name, len(states) - 1, leave=False, disable=None)]
-    return picture(runs, rows, "computed here")
+    return picture(runs, rows, "computed here", [critics(steps, batch, images)])
 
 
 def measured(
@@ -63,8 +65,12 @@ def measured(
         probe.begin(trainer)
 
 
-def picture(runs: Runs, rows: dict[str, list[Row]], source: str) -> Drawing:
-    """rows: of each run, one for each epoch at least; source: who computed d. That of each layer is drawn thin, their mean thick."""
+def critics(steps: int, batch: int, images: int | None) -> str:
+    return f"d: by critics that are trained for {steps} steps of {batch} images, of {'all' if images is None else f'{images:,}'} training images"
+
+
+def picture(runs: Runs, rows: dict[str, list[Row]], source: str, facts: list[str]) -> Drawing:
+    """rows: of each run, one for each epoch at least; source, facts: who computed d, and how. Of each layer it is drawn thin."""
     from matplotlib.ticker import MaxNLocator
 
     panels = runs.panels()
@@ -98,7 +104,7 @@ def picture(runs: Runs, rows: dict[str, list[Row]], source: str) -> Drawing:
         right.set_ylabel("estimated EM distance d (no unit)" if axis is axes[0][-1] else "")
         right.grid(False)
     picture.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2, fontsize=7)
-    return Drawing(picture, pd.concat(parts, ignore_index=True), texts)
+    return Drawing(picture, pd.concat(parts, ignore_index=True), [*texts, *facts])
 
 
 def drops(known: pd.DataFrame) -> list[float]:

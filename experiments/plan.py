@@ -103,6 +103,8 @@ def measure(cfg: DictConfig) -> Estimate:
     evaluation = _seconds(trainer, lambda: trainer.measure([batch])) * read / batch.y.numel()
     saving = _seconds(trainer, lambda: torch.save(trainer.state(), io.BytesIO())) / cfg.runtime.checkpoint_every
     dense = len(trainer.evaluations) - trainer.epochs
+    if trainer.probe is not None:  # it may train for minutes
+        source += "; what the probe takes is not counted"
     return Estimate(steps * step + evaluation + saving, steps, dense * evaluation, source)
 
 

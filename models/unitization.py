@@ -100,31 +100,34 @@ class _Train(torch.autograd.Function):
         sums = x.sum(2)
         mean = sums.sum(0) / n
         centred = x - mean[:, None]  # before squaring: the mean may be far larger than the deviation
-        sums = sums - x.shape[2] * mean  # of what is centred: not 0, the mean is the batch's
+        sums = torch.sub(sums, mean, alpha=x.shape[2])  # of what is centred: not 0, the mean is the batch's
         squares = centred.square().sum(2)
         var = squares.sum(0) / (n - 1 - eps)
         inverse = (var + eps).rsqrt()
         unit = ((squares * inverse.square()).sum(1) / scale + eps).rsqrt()  # [N]
-        gain = weight * (alpha * unit[:, None] + (1 - alpha))  # [N, C], of z
-        ctx.save_for_backward(centred, alpha, weight, inverse, unit, gain, sums, squares)
+        share = weight * alpha
+        gain = torch.addcmul(weight - share, unit[:, None], share)  # [N, C], of z
+        gain_centred = gain * inverse
+        ctx.save_for_backward(centred, alpha, weight, inverse, unit, gain, gain_centred, sums, squares)
         ctx.corrected, ctx.scale = n - 1 - eps, scale
         ctx.mark_non_differentiable(mean, var)
-        return torch.addcmul(bias[:, None], centred, (gain * inverse)[:, :, None]), mean, var
+        return torch.addcmul(bias[:, None], centred, gain_centred[:, :, None]), mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """With z = inverse * centred, of each sample: dL/dz = gain * grad + pull * z, then batch normalisation's backward."""
-        centred, alpha, weight, inverse, unit, gain, sums, squares = ctx.saved_tensors
+        centred, alpha, weight, inverse, unit, gain, gain_centred, sums, squares = ctx.saved_tensors
         n = centred.shape[0] * centred.shape[2]
         grads = grad.sum(2)
         along = (grad * centred).sum(2) * inverse  # <grad, z>, [N, C]
-        united, plain = (unit[:, None] * along).sum(0), along.sum(0)  # of z / |z|, and of z
-        pull = -(along * (weight * alpha)).sum(1, keepdim=True) * unit[:, None].pow(3) / ctx.scale  # [N, 1]
+        united, plain = unit @ along, along.sum(0)  # of z / |z|, and of z
+        pull = (along @ (weight * alpha)) * unit.pow(3) / -ctx.scale  # [N]
 
-        z_mean = (gain * grads + pull * inverse * sums).sum(0) / n
-        z_along = (gain * along + pull * inverse.square() * squares).sum(0) / ctx.corrected
-        slope = (pull - z_along) * inverse.square()  # [N, C], of centred
-        dx = torch.addcmul((-z_mean * inverse)[:, None], centred, slope[:, :, None])
-        dx.addcmul_(grad, (gain * inverse)[:, :, None])
-        return dx, weight * (united - plain), alpha * united + (1 - alpha) * plain, grads.sum(0), None, None
+        square = inverse.square()
+        z_sum = torch.addcmul((gain * grads).sum(0), inverse, pull @ sums)  # of dL/dz over everything but the channels
+        z_along = torch.addcmul((gain * along).sum(0), square, pull @ squares) / ctx.corrected
+        slope = (pull[:, None] - z_along) * square  # [N, C], of centred
+        dx = torch.addcmul((inverse * z_sum / -n)[:, None], centred, slope[:, :, None])
+        dx.addcmul_(grad, gain_centred[:, :, None])
+        return dx, weight * (united - plain), torch.lerp(plain, united, alpha), grads.sum(0), None, None

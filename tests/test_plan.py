@@ -72,6 +72,12 @@ def test_plan_counts_states_and_estimates_from_what_is_stored(command: Command, 
     assert code == 0 and "a stored run" not in out
 
 
+def test_plan_says_that_a_probe_is_not_counted(command: Command) -> None:
+    for words in ((), ("probe=covariate_shift",)):
+        code, out, _ = command("table=tiny", "plan=true", *words)
+        assert code == 0 and out.count("timed steps; what the probe takes is not counted") == len(words)
+
+
 def test_plan_says_what_it_cannot_know(command: Command, extra: Path) -> None:
     spec = (extra / "table" / "tiny.yaml").read_text().replace("dataset.train=100", "dataset.train=1")
     (extra / "table" / "away.yaml").write_text(spec)

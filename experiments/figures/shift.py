@@ -66,7 +66,8 @@ def measured(
 
 
 def critics(steps: int, batch: int, images: int | None) -> str:
-    return f"d: by critics that are trained for {steps} steps of {batch} images, of {'all' if images is None else f'{images:,}'} training images"
+    some = "all" if images is None else f"the first {images:,}"
+    return f"d: by critics trained for {steps} steps of {batch} images, of {some} training images"
 
 
 def picture(runs: Runs, rows: dict[str, list[Row]], source: str, facts: list[str]) -> Drawing:

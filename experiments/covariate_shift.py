@@ -130,4 +130,4 @@ class CovariateShift:
                     out = taps[layer - 1].float()
                     parts.setdefault(layer, ([], []))[split].append(out if out.dim() == 4 else out.flatten(1)[:, :, None, None])
         trainer.net.train()
-        return {layer: tuple(torch.cat(some) for some in both) for layer, both in parts.items()}
+        return {layer: tuple(torch.cat(some) for some in parts.pop(layer)) for layer in list(parts)}  # layer by layer: of gigabytes

@@ -6,7 +6,6 @@ import itertools
 import math
 import re
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +24,7 @@ from experiments.spec import Column, Row, Table
 LAYERS = (3, 6, 9)
 C = math.sqrt(2 / math.pi)
 EPOCHS = 20
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As the command has it: the arrays are small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # the arrays are small
 
 
 def line_of(drawing: Drawing, start: str) -> str:

@@ -83,6 +83,12 @@ def test_states_of_every_other_epoch(tmp_path: Path) -> None:
     assert all(torch.equal(value, state[name]) for name, value in last.items()) and last.keys() == state.keys()
 
 
+def test_a_last_epoch_that_is_a_part_of_one(tmp_path: Path) -> None:
+    made = runs("iterations=12", "evaluate.every=2", "runtime.keep_weights=1", root=tmp_path)
+    numbers = shift.kept(made, [1], steps=1, batch=8, images=20).numbers
+    assert numbers["epoch"].unique().tolist() == [1, 2, 2.4]
+
+
 def test_a_run_that_kept_nothing_is_one_line(tmp_path: Path) -> None:
     made = runs("epochs=1", root=tmp_path)
     (one,) = made.done.values()

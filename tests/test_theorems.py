@@ -20,14 +20,7 @@ from models.unitization import Unitization, practical, scalar, vanilla, vector
 TOL = 1 + 1e-9
 LAWS = 40  # pairs for each seed
 seeds = pytest.mark.parametrize("seed", range(5))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # the arrays are small
 
 
 def pairs(seed: int, laws: int = LAWS, n: int = 8) -> Iterator[tuple[Tensor, Tensor, np.random.Generator]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def kept(runs: Runs, layers: Sequence[int] | None = None, steps: int = 300, batc
 
     rows = {}
     for identity, one in runs.done.items():
-        known = {row["epoch"]: row for row in one.metrics()}
+        known = {math.ceil(row["epoch"]): row for row in one.metrics()}  # the last of each epoch, which may be a part of one
         states = sorted(one.path.glob("weights-*.pt"))
         if len(states) < 2:
             raise ConfigError(f"figure.runs: {one.path} kept {len(states)} states of its network, and two are needed; a run keeps them "
@@ -47,7 +48,7 @@ def kept(runs: Runs, layers: Sequence[int] | None = None, steps: int = 300, batc
 
 def measured(
     run: store.Run, runtime: DictConfig, layers: Sequence[int] | None, steps: int, batch: int, images: int | None
-) -> Iterator[tuple[float, Row]]:
+) -> Iterator[tuple[int, Row]]:
     """The epoch of each kept state but the first, and what it has moved since the one before."""
     import torch
 
@@ -61,7 +62,7 @@ def measured(
     for path in sorted(run.path.glob("weights-*.pt")):
         trainer.net.load_state_dict(torch.load(path, map_location=trainer.device, weights_only=True))
         if probe.old:
-            yield float(path.stem.partition("-")[2]), probe.end(trainer)
+            yield int(path.stem.partition("-")[2]), probe.end(trainer)
         probe.begin(trainer)
 
 

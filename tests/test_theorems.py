@@ -276,7 +276,7 @@ def test_linear_and_harmonic_mixes(seed: int) -> None:
 
 
 def batches(seed: int) -> Iterator[tuple[Unitization, list[Tensor], list[Tensor], int, np.random.Generator]]:
-    """A layer, two batches [N, C, H, W], both as it normalises them by the sheet's steps 1 and 2, H W."""
+    """A layer, two batches [N, C, H, W], both as it normalises them before it unitizes, H W."""
     rng = np.random.default_rng(seed)
     for _ in range(LAWS // 4):
         n, c, h, w = rng.integers(2, 9), *rng.integers(1, 7, 3)

@@ -67,7 +67,7 @@ def measured(
 
 
 def critics(steps: int, batch: int, images: int | None) -> str:
-    some = "all" if images is None else f"the first {images:,}"
+    some = "all" if images is None else f"at most {images:,}"
     return f"d: by critics trained for {steps} steps of {batch} images, of {some} training images"
 
 

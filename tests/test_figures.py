@@ -64,6 +64,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.no_cover  # which doubles its time; what it goes through is covered by others
 @pytest.mark.parametrize("name", [name for name in options("figure") if name not in ALONE + MEASURED])
 @pytest.mark.usefixtures("few_slices")
 def test_every_figure_draws_its_runs(
@@ -98,6 +99,7 @@ def test_every_figure_draws_its_runs(
         assert (row["kind"] in ("point", "silhouette")) if "kind" in row else ((row["metric"], float(row["value"])) in measured)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", ALONE)
 def test_figures_without_runs_are_computed(name: str, figure: Figure, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert figure(name, "launch=false") == 0
@@ -127,7 +129,7 @@ def test_a_figure_without_runs_has_no_plan_and_no_parts(figure: Figure, tmp_path
 
 def test_nothing_chosen_is_one_line(figure: Figure, capsys: pytest.CaptureFixture[str]) -> None:
     assert figure("") == 2
-    assert capsys.readouterr().err.startswith("retable: figure: nothing is chosen; allowed: demo, ")
+    assert capsys.readouterr().err.startswith("retable: figure: nothing is chosen; allowed: covariate_shift, demo, ")
 
 
 def stored(root: Path, name: str, rows: list[dict[str, float]]) -> store.Run:

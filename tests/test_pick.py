@@ -318,6 +318,7 @@ def trained(runs: Path) -> dict[tuple[float, float, int], float]:
     return found
 
 
+@pytest.mark.no_cover  # which doubles its time; what it goes through is covered by others
 def test_two_waves(command: Command, extra: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted between the waves, gone on with, asked again, asked with a run deleted, and with a row that shares its runs."""
     (extra / "table" / "waves.yaml").write_text(TWO_WAVES)

@@ -171,6 +171,7 @@ def attempt(arguments: list[str], log: Path) -> None:
     cli.main(table.run, "tables")
 
 
+@pytest.mark.no_cover
 def test_two_processes_ask_at_once(tmp_path: Path, extra: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.table", "experiments.trainer", "torch._dynamo", "torch.utils.tensorboard"])
@@ -189,6 +190,7 @@ def test_two_processes_ask_at_once(tmp_path: Path, extra: Path) -> None:
     assert tables[0] == tables[1] and not any("-" in line for line in grid(tables[0]).values())
 
 
+@pytest.mark.no_cover
 def test_joblib_gives_the_same_numbers(command: Command, tmp_path: Path) -> None:
     code, basic, _ = command("table=tiny", "only=[CE]", "profile.seeds=1")
     assert code == 0
@@ -320,6 +322,7 @@ PER = ("per_1", "per_2", "per_3", "per_4", "per_strength")  # whose rows all pri
 LONG = ("itdm_4", "itdm_5", "unitization_s1", "unitization_demo", *PER)
 
 
+@pytest.mark.no_cover  # which doubles its time; what it goes through is covered by others
 @pytest.mark.usefixtures("few_slices")
 @pytest.mark.parametrize("name", options("table"))
 def test_every_table_trains(name: str, command: Command, shared_runs: Path, tmp_path: Path, one_value: Callable[[slice], None]) -> None:
@@ -340,6 +343,7 @@ def test_every_table_trains(name: str, command: Command, shared_runs: Path, tmp_
         checkpoint.unlink()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", options("table"))
 def test_every_table_prints_the_papers_numbers(name: str, command: Command, tmp_path: Path, one_value: Callable[[slice], None]) -> None:
     if name in PER:

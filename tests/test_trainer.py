@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import itertools
 import math
@@ -42,6 +43,11 @@ def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def config(*overrides: str) -> DictConfig:
+    return copy.deepcopy(checked(*overrides))  # composing takes twenty times as long
+
+
+@functools.cache
+def checked(*overrides: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("config", [*SMALL, "runtime.threads=1", "runtime.device=cpu", *overrides])
     OmegaConf.resolve(cfg)

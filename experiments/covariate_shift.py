@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.utils import skip_init
 
 from data.bundle import Batch
 from experiments.config import ConfigError
@@ -20,14 +21,14 @@ MAPS, STRIDES = (64, 64, 128, 128), (2, 1, 2, 1)
 def critic(shape: tuple[int, ...], rng: Generator) -> nn.Sequential:
     """f_w before its sigmoid, for outputs [N, C, H, W] of that C, H, W -> [N, 1]: four 3x3 convolutions with ReLU, then one unit.
 
-    Initialised as He et al. 2015 from `rng`, a CPU generator; biases 0. The padding of 1 is our choice, the paper names none.
+    Starts as He et al. 2015 from `rng`, a CPU generator, and from no other; biases 0. The padding of 1 is our choice, the paper names none.
     """
     layers: list[nn.Module] = []
     channels, height, width = shape
     for maps, stride in zip(MAPS, STRIDES, strict=True):
-        layers += [nn.Conv2d(channels, maps, 3, stride, padding=1), nn.ReLU()]
+        layers += [skip_init(nn.Conv2d, channels, maps, 3, stride, padding=1), nn.ReLU()]
         channels, height, width = maps, -(-height // stride), -(-width // stride)
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, 1))
+    net = nn.Sequential(*layers, nn.Flatten(), skip_init(nn.Linear, channels * height * width, 1))
     for layer in net:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=rng)

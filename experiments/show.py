@@ -131,9 +131,7 @@ def reading(table: Table, wanted: pd.DataFrame) -> list[str]:
     for at, names in _groups((column.at, name) for name, column in table.columns.items() if column.at not in (None, table.at)):
         lines.append(f"{', '.join(names)}: instead, {_at(str(at))}")
     for chance, names in _groups((column.chance, name) for name, column in table.columns.items() if column.chance is not None):
-        lines.append(
-            f"{', '.join(names)}: div. from {chance:g} on, which is chance; a run whose loss left the numbers counts as {chance:g}"
-        )
+        lines.append(f"{', '.join(names)}: div. at {chance:g} or worse, which is chance; a run whose loss left the numbers counts as that")
     picks = [(row, str(row.pick).partition(" ")[-1]) for row in table.rows if row.pick is not None]
     ways = _groups(((metric if row.select or not metric.startswith("test/") else "", *row.select), row.label) for row, metric in picks)
     for (metric, *select), names in ways:

@@ -51,7 +51,7 @@ def test_no_better_than_chance_is_diverged(tmp_path: Path) -> None:
     spec, wanted, found = made(tmp_path, spec, {(label, ""): values for label, (_, values, _) in rows.items()}, "test/accuracy")
     shown = printed((spec, wanted, found), tmp_path)
     assert {label: shown[label] for label in rows} == {label: cells for label, (_, _, cells) in rows.items()}
-    said = "ACC: div. from 10.5 on, which is chance; a run whose loss left the numbers counts as 10.5"
+    said = "ACC: div. at 10.5 or worse, which is chance; a run whose loss left the numbers counts as that"
     assert f"- {said}\n" in (tmp_path / "out" / "name.md").read_text()
     for metric, word in (("test/accuracy", "not decided"), ("test/other", "not run")):
         claim = Claim("one beats two", "test/accuracy", ["one left the numbers"], "two did", relation=">")

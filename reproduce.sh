@@ -125,7 +125,7 @@ case ${1:-} in
     shift
     setup
     # three workers on two cores: many tests wait for processes that they start
-    [ $# -gt 0 ] || set -- -n 3 --cov --cov-report=term:skip-covered --cov-fail-under=90
+    [ $# -gt 0 ] || set -- -n 3 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
     exec .venv/bin/python -m pytest "$@" ;;
 esac
 jobs=() overrides=() kinds='table figure'

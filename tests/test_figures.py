@@ -70,7 +70,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_every_figure_draws_its_runs(
     name: str, figure: Figure, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_value: Callable[[slice], None]
 ) -> None:
-    if name in ("itdm_5", "itdm_6", "per_strength"):  # of many runs
+    if name in ("itdm_5", "itdm_6", "itdm_7", "itdm_collapse", "per_4", "per_strength"):  # of many runs
         one_value(slice(1))
     assert figure(name) == 0
     out = tmp_path / "out" / f"{name}{END}"

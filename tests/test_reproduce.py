@@ -189,7 +189,7 @@ def test_tests(ready: Copy) -> None:
     assert ready.run("test").returncode == 0
     assert ready.run("test", "tests/test_x.py", "-k", "a or b").returncode == 0
     everything, some = ready.modules
-    assert everything.startswith("-m pytest -n 3 --cov ") and "--cov-fail-under=90" in everything
+    assert everything.startswith("-m pytest -n 3 --dist worksteal --cov ") and "--cov-fail-under=90" in everything
     assert some == "-m pytest tests/test_x.py -k a or b"
 
 

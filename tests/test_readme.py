@@ -31,6 +31,7 @@ README = (ROOT / "README.md").read_text()
         ("bench-per", "bench-per.txt"),
         ("unitization_bounds", "figures/unitization_bounds.md"),
         ("unitization_demo", "unitization_demo.md"),
+        ("unitization_short", "unitization_demo-profile=short.md"),
         ("covariate_shift", "figures/covariate_shift.md"),
         ("bench-norms", "bench-norms.txt"),
     ],

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from models.net import Net, Norm, relu
 from models.resnet import stages
+from models.resnet_thin import WIDTHS
 
-WIDTHS = (16, 32, 64)
 PADDINGS = ("both", "tf_same")
 
 

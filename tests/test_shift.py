@@ -59,7 +59,7 @@ def test_kept_states_give_the_run_s_own_distances(tmp_path: Path) -> None:
     made = runs(*PROBE, "runtime.keep_weights=1", root=tmp_path)
     (one,) = made.done.values()
     assert sorted(path.name for path in one.path.glob("weights-*")) == [f"weights-{epoch:04d}.pt" for epoch in range(4)]
-    inside, outside = shift.draw(made), shift.kept(made, [2, 3], steps=4, batch=8, images=50)
+    inside, outside = shift.draw(made), shift.kept(made, 4, 8, [2, 3], 50)
     assert len(inside.numbers) == 3 * 7 and set(inside.numbers["source"]) == {"run"}
     assert inside.numbers.drop(columns="source").equals(outside.numbers.drop(columns="source"))
     assert inside.lines == outside.lines and "run, seed 1: drop at epoch 2, means of the 1 epochs" in inside.lines[0]
@@ -85,8 +85,14 @@ def test_states_of_every_other_epoch(tmp_path: Path) -> None:
 
 def test_a_last_epoch_that_is_a_part_of_one(tmp_path: Path) -> None:
     made = runs("iterations=12", "evaluate.every=2", "runtime.keep_weights=1", root=tmp_path)
-    numbers = shift.kept(made, [1], steps=1, batch=8, images=20).numbers
+    numbers = shift.kept(made, 1, 8, [1], 20).numbers
     assert numbers["epoch"].unique().tolist() == [1, 2, 2.4]
+
+
+def test_refused_options_are_one_line(tmp_path: Path) -> None:
+    made = runs("epochs=1", "runtime.keep_weights=1", root=tmp_path)
+    with pytest.raises(ConfigError, match=r"^probe: steps: 0 is not allowed; it must be above 0$"):
+        shift.kept(made, 0, 8)
 
 
 def test_a_run_that_kept_nothing_is_one_line(tmp_path: Path) -> None:
@@ -95,7 +101,7 @@ def test_a_run_that_kept_nothing_is_one_line(tmp_path: Path) -> None:
     assert not list(one.path.glob("weights-*"))
     said = f"{one.path} kept 0 states of its network, and two are needed; a run keeps them with runtime.keep_weights=1"
     with pytest.raises(ConfigError, match=said):
-        shift.kept(made)
+        shift.kept(made, 1, 8)
     with pytest.raises(ConfigError, match=r"has no shift/em; its base needs probe=covariate_shift"):
         shift.draw(made)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -27,7 +28,7 @@ def draw(runs: Runs) -> Drawing:
     return picture(runs, rows, "run", sorted({critics(one.steps, one.batch, one.images) for one in probes if one and "steps" in one}))
 
 
-def kept(runs: Runs, layers: Sequence[int] | None = None, steps: int = 300, batch: int = 64, images: int | None = 1000) -> Drawing:
+def kept(runs: Runs, steps: int, batch: int, layers: Sequence[int] | None = None, images: int | None = None) -> Drawing:
     """The same for any runs that kept two states of their network (`runtime.keep_weights`): between each and the next, computed here.
 
     layers, steps, batch, images: see `experiments.covariate_shift.CovariateShift`; layers are points before a non-linearity.
@@ -41,29 +42,28 @@ def kept(runs: Runs, layers: Sequence[int] | None = None, steps: int = 300, batc
         if len(states) < 2:
             raise ConfigError(f"figure.runs: {one.path} kept {len(states)} states of its network, and two are needed; a run keeps them "
                               "with runtime.keep_weights=1, so remove its folder and ask again")  # fmt: skip
-        found = measured(one, runs.runtime, layers, steps, batch, images)
+        probe = {"layers": None if layers is None else [*layers], "steps": steps, "batch": batch, "images": images}
+        found = measured(one, states, runs.runtime, {"_target_": "experiments.covariate_shift.CovariateShift"} | probe)
         rows[identity] = [known[epoch] | row for epoch, row in tqdm(found, one.path.name, len(states) - 1, leave=False, disable=None)]
     return picture(runs, rows, "computed here", [critics(steps, batch, images)])
 
 
-def measured(
-    run: store.Run, runtime: DictConfig, layers: Sequence[int] | None, steps: int, batch: int, images: int | None
-) -> Iterator[tuple[int, Row]]:
-    """The epoch of each kept state but the first, and what it has moved since the one before."""
+def measured(run: store.Run, states: Sequence[Path], runtime: DictConfig, probe: dict[str, Any]) -> Iterator[tuple[int, Row]]:
+    """The epoch of each kept state but the first, and what it has moved since the one before, as the probe finds it."""
     import torch
 
-    from experiments.covariate_shift import CovariateShift
     from experiments.train import make_trainer
 
     cfg = OmegaConf.load(run.path / "config.yaml")
     assert isinstance(cfg, DictConfig)
-    cfg.runtime, cfg.probe = runtime, {"_target_": "experiments.covariate_shift.CovariateShift"}
-    trainer, probe = make_trainer(cfg), CovariateShift(layers, steps, batch, images=images)
-    for path in sorted(run.path.glob("weights-*.pt")):
+    cfg.runtime, cfg.probe = runtime, probe
+    trainer = make_trainer(cfg)
+    assert trainer.probe is not None
+    for place, path in enumerate(states):
         trainer.net.load_state_dict(torch.load(path, map_location=trainer.device, weights_only=True))
-        if probe.old:
-            yield int(path.stem.partition("-")[2]), probe.end(trainer)
-        probe.begin(trainer)
+        if place:
+            yield int(path.stem.partition("-")[2]), trainer.probe.end(trainer)
+        trainer.probe.begin(trainer)
 
 
 def critics(steps: int, batch: int, images: int | None) -> str:

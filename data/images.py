@@ -52,6 +52,7 @@ class Images:
         standardise: str = "channels",
         valid: float = 0,
         classes: int | None = None,
+        channels: int | None = None,
     ) -> Bundle:
         """The data set on the device.
 
@@ -65,6 +66,7 @@ class Images:
         valid: the part of the training images that is held out as the split "valid", the same ones for every seed; each class gives its
             last ones, in proportion.
         classes: of the embedded stand-in, where so few images are wanted that not every class could have some; None: as published.
+        channels: 3 repeats a grey image three times, for networks that take colour; None: as published.
         Raises DataError, one line, if the data is missing or unreadable, or an option is not allowed.
         """
         if size is not None and size < 1:
@@ -78,9 +80,11 @@ class Images:
             raise DataError(
                 f"dataset.test_augment=true: raw images are augmented, so choose dataset.standardise=channels, not {standardise}"
             )
+        if channels not in (None, self.shape[0]) and (channels, self.shape[0]) != (3, 1):
+            raise DataError(f"dataset.channels={channels}: choose {'1, 3' if self.shape[0] == 1 else self.shape[0]} or null")
         if classes is not None:
             return replace(self, num_classes=classes)(
-                data_dir, device, download, source, train, test, size, padding, flip, test_augment, standardise, valid
+                data_dir, device, download, source, train, test, size, padding, flip, test_augment, standardise, valid, None, channels
             )
         raw = load(self.name, self.shape, self.num_classes, data_dir, self.archive, source, download, size)
         variant = raw.variant
@@ -88,8 +92,12 @@ class Images:
             variant = f"{self.title} as {variant}"
         if size not in (None, self.shape[1]):
             variant += f", at {size}x{size}"
+        known, splits = self, raw.splits
+        if channels not in (None, self.shape[0]):
+            known = replace(self, mean=self.mean * channels, std=self.std * channels)
+            splits = {split: (x.expand(-1, channels, -1, -1), y) for split, (x, y) in splits.items()}
         limits = {"train": train, "test": test}
-        return self.bundle(Raw(raw.splits, variant), limits, device, padding, flip, test_augment, standardise, valid)
+        return known.bundle(Raw(splits, variant), limits, device, padding, flip, test_augment, standardise, valid)
 
     def bundle(
         self,

@@ -13,7 +13,8 @@ from torch.nn.utils import skip_init
 
 from data.bundle import Batch
 from experiments.config import ConfigError
-from experiments.trainer import Row, Trainer, generator
+from experiments.rng import generator
+from experiments.trainer import Row, Trainer
 
 MAPS, STRIDES = (64, 64, 128, 128), (2, 1, 2, 1)
 

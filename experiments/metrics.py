@@ -31,6 +31,18 @@ class Metrics:
         return found | {"feature_rms": math.sqrt(square / self.units)}
 
 
+def means(sums: dict[str, Tensor], count: int) -> dict[str, float]:
+    """Of sums over so many steps, which start again at 0: a vector gives one mean for each place, as `name/01` and on."""
+    found: dict[str, float] = {}
+    for name, value in sums.items():
+        if value.dim():
+            found |= {f"{name}/{place:02d}": one / count for place, one in enumerate(value.tolist(), 1)}
+        else:
+            found[name] = float(value) / count
+        value.zero_()  # in place: a recorded step goes on adding to it
+    return found
+
+
 def perplexity(ce: float) -> float:
     """exp of a cross-entropy, inf where no float holds it."""
     try:

@@ -19,7 +19,7 @@ UNPICKED = "?"  # in place of a row's choice, while its runs have not all ended
 
 
 def check_rows(table: Table) -> None:
-    """Raises ConfigError on a row whose `pick`, `select`, `extra` or `quoted` cannot be meant. For the whole table, not a part of it."""
+    """Raises ConfigError on a row whose `pick`, `select`, `extra`, `quoted` or `doubted` cannot be meant. For the whole table only."""
     words = {word for name in table.columns for word in name.split()}
     for row in table.rows:
         where = f"table.rows: {row.label!r}"
@@ -31,6 +31,7 @@ def check_rows(table: Table) -> None:
             ("extra word", row.extra, words),
             ("extra key", itertools.chain(*row.extra.values()), {*row.grid}),
             ("quoted column", row.quoted, {*table.columns}),
+            ("doubted column", row.doubted, {*table.columns}),
         ):
             if unknown := next((one for one in given if one not in known), None):
                 raise ConfigError(f"{where}: {what} {unknown!r} is not known; allowed: {', '.join(sorted(known)) or 'none'}")
@@ -60,15 +61,17 @@ def numbers(wanted: Jobs, found: dict[str, store.Run], metric: str, at: str, cha
 
 
 def reduce(rows: list[dict[str, float]], metric: str, at: str) -> float:
-    """A run's evaluations as one number: `last`; `last10`, the mean of the last ten; `min valid/ce`, where that is lowest."""
+    """A run's evaluations as one number: `last`; `last10`, `median10`, of the last ten; `min valid/ce`, where that is lowest."""
     values = pd.DataFrame(rows)
     if metric not in values:
         raise ConfigError(f"table: metric {metric!r} was not measured; there are {', '.join(map(str, values))}")
     if last := re.fullmatch(r"last(\d*)", at):
         return float(values[metric].tail(int(last[1] or 1)).mean())
+    if middle := re.fullmatch(r"median(\d+)", at):
+        return float(values[metric].tail(int(middle[1])).median())
     how, _, key = at.partition(" ")
     if how not in ("min", "max") or key not in values:
-        raise ConfigError(f"table.at: {at!r} is not known; allowed: last, last10, 'min METRIC', 'max METRIC'")
+        raise ConfigError(f"table.at: {at!r} is not known; allowed: last, last10, median10, 'min METRIC', 'max METRIC'")
     return float(values.loc[values[key].idxmin() if how == "min" else values[key].idxmax(), metric])
 
 

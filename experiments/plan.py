@@ -89,7 +89,7 @@ def measure(cfg: DictConfig) -> Estimate:
     if sizes:
         held_out = round(sizes["train"] * cfg.dataset.get("valid", 0))
         sizes |= {"train": sizes["train"] - held_out} | ({"valid": held_out} if held_out else {})
-        steps = Length(cfg, bundle.steps(sizes["train"], cfg.batch_size, cfg.drop_last)).steps_per_epoch
+        steps = Length(cfg, trainer.repeats * bundle.steps(sizes["train"], cfg.batch_size, cfg.drop_last)).steps_per_epoch
     read = sum(sizes.get(split, len(y)) for split, (_, y) in bundle.splits.items() if split != "train")
 
     times: list[float] = []

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from data.bundle import Batch
 from experiments.config import ConfigError
-from experiments.trainer import Row, Trainer, generator
+from experiments.rng import generator
+from experiments.trainer import Row, Trainer
 from regularizers.projection import directions, w1, w1_sampled
 
 QUARTILES = (0.25, 0.5, 0.75)

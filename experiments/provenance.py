@@ -26,6 +26,8 @@ def facts(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in trainer.net.parameters()),
         "epochs": trainer.epoch,
         "steps": trainer.step,
+        "passes": trainer.passes,
+        "forwarded": trainer.forwarded,
         "seconds": round(trainer.seconds, 3),
         "device": device_name(trainer.device),
         "threads": torch.get_num_threads(),

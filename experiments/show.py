@@ -42,7 +42,8 @@ def show(
     tex = grid.style.hide(axis="index").format(lambda text: _latex(str(text)))
     tex = tex.format_index(lambda text: _latex(str(text)), axis="columns").to_latex(hrules=True, caption=_latex(table.title))
     tex += "".join(f"% {line}\n" for line in [*(f"{each.verdict}: {each.says}" for each in verdicts), *facts])
-    cells = cells if cells["quoted"].notna().any() else cells.drop(columns="quoted")
+    idle = {"quoted": cells["quoted"].isna(), "doubted": ~cells["doubted"]}
+    cells = cells.drop(columns=[key for key, none in idle.items() if none.all()])
     csv = cells.assign(**{f"of_{key}": text for key, text in columns(wanted, found).items()}).to_csv(index=False)
     for ending, content in ((".md", text), (".tex", tex), (".csv", csv)):
         with store.written(out.with_name(out.name + ending)) as file:
@@ -62,7 +63,7 @@ def wide(table: Table, cells: pd.DataFrame) -> pd.DataFrame:
             papers, quotes = mine["paper"].dropna(), mine["quoted"].dropna()
             line[cell["column"]] = _ours(cell, digits)
             if len(papers):
-                line[f"{cell['column']} paper"] = _paper(cell, column, _decimals(papers))
+                line[f"{cell['column']} paper"] = _paper(cell, column, _decimals(papers), _decimals(mine["paper_std"].dropna()))
             if len(quotes):
                 line[f"{cell['column']} quoted"] = "" if math.isnan(cell["quoted"]) else f"{cell['quoted']:.{_decimals(quotes)}f}"
         lines.append(line)
@@ -106,18 +107,18 @@ def _ours(cell: dict[str, Any], digits: int) -> str:
 
 def _decimals(papers: pd.Series) -> int:
     """As many decimals as the paper prints in this column."""
-    return max(len(f"{number:g}".partition(".")[2]) for number in papers)
+    return max((len(f"{number:g}".partition(".")[2]) for number in papers), default=0)
 
 
-def _paper(cell: dict[str, Any], column: Column, decimals: int) -> str:
+def _paper(cell: dict[str, Any], column: Column, decimals: int, of_spread: int) -> str:
     if math.isnan(cell["paper"]):
         return ""
-    spread = "" if math.isnan(cell["paper_std"]) else f" ± {cell['paper_std']:g}"
-    text = f"{cell['paper']:.{decimals}f}{spread}{' div.' if column.idle(cell['paper']) else ''}"
+    spread = "" if math.isnan(cell["paper_std"]) else f" ± {cell['paper_std']:.{of_spread}f}"
+    text = f"{cell['paper']:.{decimals}f}{spread}{' div.' if column.idle(cell['paper']) else ''}{' ?' * cell['doubted']}"
     if not cell["n"]:
         return text
     room = cell["paper_std"] if spread else 2 * cell["std"]
-    mark = "" if math.isnan(room) else (" =" if abs(cell["gap"]) <= room else " ≠")
+    mark = "" if math.isnan(room) or cell["doubted"] else (" =" if abs(cell["gap"]) <= room else " ≠")
     return f"{text} ({cell['gap']:+.{column.digits}f}){mark}"
 
 
@@ -126,6 +127,8 @@ def reading(table: Table, wanted: pd.DataFrame) -> list[str]:
     seeds = ", ".join(str(seed) for seed in sorted(wanted["seed"].unique()))
     spread = f"{table.over} ± std over the seeds {seeds}" if wanted["seed"].nunique() > 1 else f"seed {seeds}"
     lines = [f"each number: {_at(table.at)}; {spread}; {LEGEND}"] + ([MARKS] if any(row.paper for row in table.rows) else [])
+    if any(row.doubted for row in table.rows):
+        lines.append("?: a printed number that is not to be trusted, for the reason below; it has neither = nor ≠")
     if any(row.quoted for row in table.rows):
         lines.append("quoted: a number that the paper cites from other work")
     for at, names in _groups((column.at, name) for name, column in table.columns.items() if column.at not in (None, table.at)):
@@ -147,6 +150,7 @@ def reading(table: Table, wanted: pd.DataFrame) -> list[str]:
 
 def _at(at: str) -> str:
     known = {"last": "the last evaluation", "last10": "the mean of a run's last ten evaluations"}
+    known["median10"] = "the median of a run's last ten evaluations"
     optimistic = ", chosen on the test set and so optimistic" if at.partition(" ")[-1].startswith("test/") else ""
     return known.get(at, f"the evaluation with {at}{optimistic}")
 

@@ -37,6 +37,7 @@ class Row:
     select: list[str] = field(default_factory=list)  # overrides of the runs that `pick` reads; what it picks is then trained without them
     paper: dict[str, Any] = field(default_factory=dict)  # column -> number or "3.82±0.18"; `choice` -> the paper's pick; or choice -> such
     quoted: dict[str, float] = field(default_factory=dict)  # column -> number that the paper quotes from other work
+    doubted: list[str] = field(default_factory=list)  # columns whose printed number is not to be trusted; the notes say why
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Table:
     title: str = MISSING
     base: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
-    at: str = "last"  # last | last10 | "min valid/perplexity" ...: how a run's evaluations become its number
+    at: str = "last"  # last | last10 | median10 | "min valid/perplexity" ...: how a run's evaluations become its number
     over: str = "mean"  # mean | median: how seeds become a cell
     columns: dict[str, Column] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)

@@ -45,7 +45,7 @@ def _canonical(value: Any) -> Any:
 def run_dir(cfg: DictConfig) -> str:
     """`<dataset>-<model>-<methods>/<what varies>-<id>`: named for people; only the id at its end decides."""
     parts = [_tail(cfg.dataset), _tail(cfg.model), "+".join(cfg.method) or "vanilla"]
-    varies = [f"{key}={node[key]:g}" for node in cfg.method.values() for key in ("weight", "smoothing") if key in node]
+    varies = [f"{key}={node[key]:g}" for node in cfg.method.values() for key in ("weight", "smoothing", "prob", "beta") if key in node]
     groups = [f"{key}={cfg.norm[key]}" for key in ("channels_per_group", "num_groups") if cfg.norm.get(key) is not None]
     varies += [
         _tail(cfg.norm),

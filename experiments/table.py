@@ -51,7 +51,10 @@ def jobs(table: Table, common: Iterable[str] = (), targets: bool = True) -> Jobs
 
 
 def fill(table: Table, wanted: Jobs, found: dict[str, store.Run], trials: Jobs | None = None) -> pd.DataFrame:
-    """The cells: row, choice, picked, column, ours, std, n, wanted, paper, paper_std, quoted, gap, state; one line per printed number."""
+    """The cells, one line per printed number.
+
+    row, choice, picked, column, metric, ours, std, n, wanted, paper, paper_std, gap, paper_choice, quoted, doubted, state.
+    """
     states = {identity: run.state for identity, run in found.items()}
     cells = []
     for row, (name, column) in itertools.product(table.rows, table.columns.items()):
@@ -75,7 +78,7 @@ def fill(table: Table, wanted: Jobs, found: dict[str, store.Run], trials: Jobs |
                 {"row": row.label, "choice": choice, "picked": row.pick or "", "column": name, "metric": column.metric}
                 | {"ours": center, "std": ours.std(), "n": int(ours.notna().sum()), "wanted": len(of_choice)}
                 | {"paper": paper, "paper_std": paper_std, "gap": center - paper, "paper_choice": row.paper.get("choice", "")}
-                | {"quoted": row.quoted.get(name, math.nan)}
+                | {"quoted": row.quoted.get(name, math.nan), "doubted": name in row.doubted}
                 | {"state": next((state for state in ("failed", "diverged") if state in seen), "")}
             )
     return pd.DataFrame(cells)

@@ -74,7 +74,8 @@ def make_trainer(cfg: DictConfig) -> Trainer:
     """Everything a config describes, built and seeded, on its device. Raises ConfigError when something cannot be built."""
     import torch
 
-    from experiments.trainer import Trainer, generator
+    from experiments.rng import generator
+    from experiments.trainer import Trainer
 
     device = _device(cfg.runtime.device)
     if cfg.step == "graph" and device == "cpu":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import time
@@ -13,15 +12,16 @@ from typing import Any, Protocol
 
 import torch
 from omegaconf import DictConfig
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from data.bundle import Batch, Bundle
 from experiments.config import ConfigError, first_line
 from experiments.graph import Replayed
 from experiments.length import Length
-from experiments.metrics import Metrics, perplexity
+from experiments.metrics import Metrics, means, perplexity
 from experiments.optim import SGD, Schedule, clip, groups
+from experiments.rng import generator
 from models.net import Net, record
 from regularizers.base import Pass, Regularizer
 
@@ -64,17 +64,21 @@ class Trainer:
         for name, method in self.regularizers.items():
             method.rng = self.rngs[name]
         self.wants_second = any(method.second_batch for method in self.regularizers.values())
+        self.repeats = max((method.steps_per_batch for method in self.regularizers.values()), default=1)
 
         try:
             full = bundle.steps(bundle.epoch_size(cfg.balanced), cfg.batch_size, cfg.drop_last)
         except ValueError as error:
             raise ConfigError(first_line(error)) from error
-        self.length = Length(cfg, full)
+        self.length = Length(cfg, self.repeats * full)
         self.steps_per_epoch, self.epochs = self.length.steps_per_epoch, self.length.epochs
         self.evaluations = frozenset(self.length.evaluations(cfg.evaluate.every, cfg.evaluate.dense))
         self.epoch = self.step = 0
+        self.clock = torch.zeros((), dtype=torch.int64, device=self.device)  # the step once more: a recorded step counts by itself
+        self.passes = self.forwarded = 0  # what was spent: forward-backward passes, and samples in them
         self.rows: list[Row] = []
         self.sums: dict[str, Tensor] = {}
+        self.target: Tensor  # what the last step's loss read
         self.since = 0  # the step of the last evaluation
         self.seconds = 0.0  # spent training and evaluating
 
@@ -133,7 +137,7 @@ class Trainer:
 
     def run(self, batch: Batch) -> Pass:
         for method in self.regularizers.values():
-            batch = method.transform(batch, self.net, self.step)
+            batch = method.transform(batch, self.net, self.clock)
         return self.forward(batch)
 
     def loss(self, batch: Batch, second: Batch | None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -141,7 +145,8 @@ class Trainer:
         out = self.run(batch)
         other = self.run(second) if second is not None else None  # a forward of its own: BN sees the two batches apart
         for method in self.regularizers.values():
-            out = replace(out, batch=replace(out.batch, target=method.retarget(out, self.step)))
+            out = replace(out, batch=replace(out.batch, target=method.retarget(out, self.clock)))
+        self.target = out.batch.target.detach()
         terms = {"ce": cross_entropy(out.logits.float().flatten(0, -2), out.batch.target.flatten(0, out.logits.dim() - 2))}
         for name, method in self.regularizers.items():
             if (penalty := method.penalty(out, other)) is not None:
@@ -155,6 +160,9 @@ class Trainer:
         if self.cfg.optim.clip is not None:
             clip((p for group in self.optimizer.param_groups for p in group["params"]), self.cfg.optim.clip, self.cfg.optim.clip_each)
         self.optimizer.step()
+        self.clock.add_(1)
+        if self.target.is_floating_point():  # soft: the cross-entropy cannot fall below the target's own entropy
+            terms["target_entropy"] = torch.special.entr(self.target).sum(-1).mean()
         for name, method in self.regularizers.items():
             terms |= {f"{name}/{key}": value for key, value in method.logged().items()}
         for name, term in terms.items():  # summed on the device, and read at the next evaluation
@@ -168,7 +176,8 @@ class Trainer:
         """The samples of this epoch's batches, each with those of its second one if a method wants it: an order of its own."""
         names = ("data", "second") if self.wants_second else ("data",)
         orders = [self.bundle.indices(self.rngs[name], self.cfg.batch_size, self.cfg.balanced) for name in names]
-        return itertools.islice(zip(*orders, strict=True), min(self.steps_per_epoch, self.length.steps - self.step))
+        taken = (samples for samples in zip(*orders, strict=True) for _ in range(self.repeats))
+        return itertools.islice(taken, min(self.steps_per_epoch, self.length.steps - self.step))
 
     def train_epoch(self, tick: Callable[[], object] = lambda: None) -> None:
         """One epoch. Calls `tick` after each step. Raises Diverged when an evaluation finds a loss that is no number."""
@@ -181,6 +190,8 @@ class Trainer:
             self.set_lr(history)
             self.take_step(*samples)
             self.step += 1
+            self.passes += len(samples)
+            self.forwarded += sum(map(len, samples))
             tick()
             if self.step in self.evaluations:
                 self.rows.append(self.row(start))
@@ -205,18 +216,12 @@ class Trainer:
     def row(self, start: int) -> Row:
         count = self.step - self.since
         row: Row = {"step": self.step, "epoch": self.epoch + (self.step - start) / self.steps_per_epoch, "lr": self.lr}
-        for name, value in self.sums.items():
-            if value.dim():  # one value for each tap
-                row |= {f"train/{name}/{place:02d}": one / count for place, one in enumerate(value.tolist(), 1)}
-            else:
-                row[f"train/{name}"] = float(value) / count
+        row |= {f"train/{name}": value for name, value in means(self.sums, count).items()}
         row["train/perplexity"] = perplexity(row["train/ce"])
         for split in self.bundle.splits:
             if split != "train":
                 row |= {f"{split}/{name}": value for name, value in self.evaluate(split).items()}
         self.since = self.step
-        for total in self.sums.values():
-            total.zero_()  # in place: a recorded step goes on adding to it
         for name in ("train/ce", "valid/ce", "test/ce"):
             if not math.isfinite(row.get(name, 0)):
                 raise Diverged(f"{name} is {row[name]} at epoch {row['epoch']:.4g} (step {self.step})")
@@ -257,6 +262,8 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "since": self.since,
+            "passes": self.passes,
+            "forwarded": self.forwarded,
             "seconds": self.seconds,
             "rows": self.rows,
             "net": self.net.state_dict(),
@@ -278,11 +285,7 @@ class Trainer:
         torch.set_rng_state(state["torch"].cpu())
         if state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
-        self.epoch, self.step, self.since, self.lr = state["epoch"], state["step"], state["since"], math.nan
-        self.seconds, self.rows = state["seconds"], list(state["rows"])
-
-
-def generator(seed: int, name: str, device: torch.device | str) -> Generator:
-    """A generator of its own for each use of randomness, so that one method's draws cannot change what another sees."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+        for name in ("epoch", "step", "since", "passes", "forwarded", "seconds"):
+            setattr(self, name, state[name])
+        self.rows, self.lr = list(state["rows"]), math.nan
+        self.clock.fill_(self.step)

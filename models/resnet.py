@@ -1,4 +1,4 @@
-"""Residual networks for small images (He et al. 2016; ITDM, tables 4 and 5)."""
+"""Residual networks for small images (He et al. 2016; ITDM, tables 4 and 5; LaMix, tables 1, 5 to 8)."""
 
 from __future__ import annotations
 
@@ -40,23 +40,56 @@ class BasicBlock(nn.Module):
         return self.relu(self.residual(x) + self.shortcut(x))
 
 
-def resnet(num_classes: int, norm: Norm, block: Block, widths: Sequence[int], blocks: Sequence[int], in_channels: int = 3) -> Net:
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolution, norm after each, added to the shortcut before the last ReLU (He et al. 2016, figure 5 right).
+
+    `width` channels inside and four times as many out; the 3x3 convolution has the stride. The shortcut is a BasicBlock's.
+    """
+
+    def __init__(self, in_channels: int, width: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            *[nn.Conv2d(in_channels, width, 1, bias=False), norm(width), *relu()],
+            *[conv3x3(width, width, stride), norm(width), *relu()],
+            *[nn.Conv2d(width, 4 * width, 1, bias=False), norm(4 * width)],
+        )
+        same = stride == 1 and in_channels == 4 * width
+        self.shortcut = nn.Identity() if same else projection(in_channels, 4 * width, stride, norm)
+        self.relu = nn.Sequential(*relu())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.residual(x) + self.shortcut(x))
+
+
+def resnet(
+    num_classes: int,
+    norm: Norm,
+    block: Block,
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    in_channels: int = 3,
+    stem_stride: int = 1,
+    expansion: int = 1,
+) -> Net:
     """A 3x3 stem without pooling, then stages of `blocks[i]` blocks of `widths[i]` channels, each but the first halving the size.
 
-    For [N, in_channels, H, W] of any size; h is the mean over the last map.
+    For [N, in_channels, H, W] of any size; h is the mean over the last map. expansion: see `stages`.
     """
-    stem = [conv3x3(in_channels, widths[0]), norm(widths[0]), *relu()]
-    features = nn.Sequential(*stem, *stages(block, widths, blocks, norm), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return Net(features, nn.Linear(widths[-1], num_classes))
+    stem = [conv3x3(in_channels, widths[0], stem_stride), norm(widths[0]), *relu()]
+    body = stages(block, widths, blocks, norm, expansion=expansion)
+    features = nn.Sequential(*stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Net(features, nn.Linear(expansion * widths[-1], num_classes))
 
 
-def stages(block: Block, widths: Sequence[int], blocks: Sequence[int], norm: Norm) -> Iterator[nn.Module]:
-    """The blocks of all stages, from a stem of `widths[0]` channels on."""
-    channels = widths[0]
+def stages(
+    block: Block, widths: Sequence[int], blocks: Sequence[int], norm: Norm, stem: int | None = None, expansion: int = 1
+) -> Iterator[nn.Module]:
+    """The blocks of all stages, from a stem of so many channels on, else `widths[0]`; a block puts out `expansion` times its width."""
+    channels = widths[0] if stem is None else stem
     for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         for i in range(count):
             yield block(channels, width, 2 if stage > 0 and i == 0 else 1, norm)
-            channels = width
+            channels = expansion * width
 
 
 def resnet18(num_classes: int, norm: Norm, in_channels: int = 3) -> Net:
@@ -65,3 +98,13 @@ def resnet18(num_classes: int, norm: Norm, in_channels: int = 3) -> Net:
     11,173,962 parameters with three channels, ten classes and `norm=bn`.
     """
     return resnet(num_classes, norm, BasicBlock, (64, 128, 256, 512), (2, 2, 2, 2), in_channels)
+
+
+def resnet50(num_classes: int, norm: Norm, width: int = 64, stem_stride: int = 1, in_channels: int = 3) -> Net:
+    """Four stages of 3, 4, 6, 3 bottlenecks, 64 to 512 channels inside; h has 2,048 units. Weights start as torch's.
+
+    23,520,842 parameters with three channels, ten classes and `norm=bn`; 23,705,252 with 100 classes.
+    width: channels of the stem and inside the first stage; the others have 2, 4, 8 times as many. stem_stride: 2 for 64x64 images.
+    """
+    widths = [width, 2 * width, 4 * width, 8 * width]
+    return resnet(num_classes, norm, Bottleneck, widths, (3, 4, 6, 3), in_channels, stem_stride, expansion=4)

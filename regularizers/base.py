@@ -36,12 +36,16 @@ class Regularizer(nn.Module):
     preactivations: True asks for those of each pass.
     sequences: True says that the method takes those too: h [N, T, d], logits [N, T, K], and a label for each of the T.
     edits: True says that `penalty` puts hooks on activations, which a compiled network would not call.
+    steps_per_batch: so many steps are taken on each batch of an epoch, one after the other, augmented anew.
+
+    `step`, which two stages take, is how many steps the run has made before this one: a scalar on the device, int64.
     """
 
     second_batch: ClassVar[bool] = False
     preactivations: ClassVar[bool] = False
     sequences: ClassVar[bool] = False
     edits: ClassVar[bool] = False
+    steps_per_batch: int = 1
     weight: Tensor
     rng: Generator
 
@@ -53,11 +57,11 @@ class Regularizer(nn.Module):
     def setup(self, example: Pass) -> None:
         """Once, before training: create extra parameters, now that shapes are known."""
 
-    def transform(self, batch: Batch, net: Net, step: int) -> Batch:
+    def transform(self, batch: Batch, net: Net, step: Tensor) -> Batch:
         """Before the forward: what the batch becomes."""
         return batch
 
-    def retarget(self, out: Pass, step: int) -> Tensor:
+    def retarget(self, out: Pass, step: Tensor) -> Tensor:
         """After the forward: the target that the loss will see."""
         return out.batch.target
 

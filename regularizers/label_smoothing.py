@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from regularizers.base import Pass, Regularizer
+from regularizers.mixing import soft
 
 
 class LabelSmoothing(Regularizer):
@@ -18,9 +18,6 @@ class LabelSmoothing(Regularizer):
         if not 0 <= smoothing <= 1:
             raise ValueError(f"smoothing: {smoothing} is not between 0 and 1")
 
-    def retarget(self, out: Pass, step: int) -> Tensor:
+    def retarget(self, out: Pass, step: Tensor) -> Tensor:
         classes = out.logits.shape[-1]
-        target = out.batch.target
-        if not target.is_floating_point():  # not torch's one_hot: it makes the host read the labels
-            target = torch.zeros(*target.shape, classes, device=target.device).scatter_(-1, target[..., None], 1.0)
-        return (1 - self.weight) * target + self.weight / classes
+        return (1 - self.weight) * soft(out.batch.target, classes) + self.weight / classes

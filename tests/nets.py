@@ -9,6 +9,13 @@ TEXT = ("lstm",)
 LONG = ("resnet110", "preact_resnet110")  # resnet56 and preact_resnet20, longer
 IMAGE = [name for name in options("model") if name not in (*TEXT, *LONG)]
 NORMS = [name for name in options("norm") if name != "rbn"]  # which lstm alone takes
+# What these are narrowed by: the whole ones take seconds a step.
+NARROW = {
+    "preact_resnet18": ["model.width=16"],
+    "resnet50": ["model.width=8"],
+    "densenet121": ["model.growth=8", "model.blocks=[2,4,3,2]"],
+    "wrn28_10": ["model.depth=16", "model.width=1"],
+}
 
 
 def small(model: str) -> list[str]:
@@ -16,9 +23,9 @@ def small(model: str) -> list[str]:
     if model in TEXT:  # two windows of ten columns
         words = ["dataset=docs", "dataset.bptt=5", "balanced=false", "norm=none", "profile.train=101", "profile.test=60", "batch_size=10"]
         return [f"model={model}", "model.width=8", "model.tie_embeddings=true", "model.variational_dropout=true", *words]
-    colour = ["dataset=cifar10", "dataset.source=embedded", f"++dataset.size={32 if model in ('cnn11', 'vgg13') else 16}"]
+    colour = ["dataset=cifar10", "dataset.source=embedded", f"++dataset.size={32 if model in ('cnn11', 'vgg13', 'lenet') else 16}"]
     return [
-        f"model={model}",
+        *[f"model={model}", *NARROW.get(model, [])],
         *(["dataset=digits"] if model in GREY else colour),
         *["profile.train=20", "profile.test=20", "batch_size=10"],
     ]

@@ -10,7 +10,7 @@ import re
 import hydra
 import pytest
 import torch
-from nets import IMAGE, NORMS
+from nets import IMAGE, NARROW, NORMS
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -37,9 +37,28 @@ TAPS: dict[str, list[tuple[int, ...]]] = {
     "resnet56": [(16, 32, 32)] * 19 + [(32, 16, 16)] * 18 + [(64, 8, 8)] * 18,
     "resnet110": [(16, 32, 32)] * 37 + [(32, 16, 16)] * 36 + [(64, 8, 8)] * 36,
     "preact_resnet20": [(16, 32, 32)] * 8 + [(32, 16, 16)] * 6 + [(64, 8, 8)] * 6,
+    # as nets.NARROW makes them. A block's first ReLU sees the map of the block before
+    "preact_resnet18": [(16, 32, 32)] * 6 + [(32, 16, 16)] * 4 + [(64, 8, 8)] * 4 + [(128, 4, 4)] * 3,
+    "wrn28_10": [(16, 32, 32)] * 5 + [(32, 16, 16)] * 4 + [(64, 8, 8)] * 4,
+    # inside a bottleneck, the first ReLU comes before the stride
+    "resnet50": [(8, 32, 32)]
+    + [
+        units
+        for width, size, count in ((8, 32, 3), (16, 16, 4), (32, 8, 6), (64, 4, 3))
+        for before in [min(2 * size, 32), *[size] * (count - 1)]
+        for units in [(width, before, before), (width, size, size), (4 * width, size, size)]
+    ],
+    "lenet": [(6, 28, 28), (16, 10, 10), (120,), (84,)],
+    # each layer's input and its 32 channels inside; after each block, its transition's input, or the end
+    "densenet121": [
+        units
+        for first, last, size in ((16, 32, 32), (16, 48, 16), (24, 48, 8), (24, 40, 4))
+        for units in [*[(width, size, size) for before in range(first, last, 8) for width in (before, 32)], (last, size, size)]
+    ],
 }
 # of the last hidden layer
 WIDTH = {"net2c": 100, "net5c": 512, "vgg13": 512, "resnet18": 512, "mobilenet": 1024, "cnn11": 300, "resnet56": 64, "resnet110": 64}
+WIDTH |= {"preact_resnet18": 128, "resnet50": 256, "lenet": 84, "densenet121": 40, "wrn28_10": 64}
 MODELS = [*IMAGE, "resnet110"]
 EVERY = [(model, norm) for model in MODELS for norm in NORMS]
 every = pytest.mark.parametrize(("model", "norm"), EVERY)
@@ -51,8 +70,8 @@ def config(model: str, norm: str) -> DictConfig:
 
 @functools.cache
 def composed(model: str, norm: str) -> DictConfig:
-    overrides = [f"model={model}", f"norm={norm}"]
-    if norm == "gn" and model != "net2c":  # their channels are powers of two, and multiples of 4 in cnn11
+    overrides = [f"model={model}", *NARROW.get(model, []), f"norm={norm}"]
+    if norm == "gn" and model not in ("net2c", "lenet"):  # their channels are multiples of 8, and of 4 in cnn11
         overrides.append(f"norm.num_groups={4 if model == 'cnn11' else 8}")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("config", overrides)
@@ -207,7 +226,7 @@ def test_channels_and_classes_are_options(model: str) -> None:
     assert build(node, "model")(num_classes=7)(torch.randn(2, 4 - channels, size, size)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("model", ["resnet18", "mobilenet", "cnn11", "resnet56"])
+@pytest.mark.parametrize("model", ["resnet18", "mobilenet", "cnn11", "resnet56", *NARROW])
 def test_global_pooling_takes_any_size(model: str) -> None:
     assert make(model, "bn")(torch.randn(2, 3, 64, 64)).shape == (2, 10) == make(model, "bn")(torch.randn(2, 3, 36, 36)).shape
 

@@ -167,6 +167,7 @@ KILLED = {
     "net2c": ([*TINY, "method=itdm_c"], 30),
     "resnet18": ([*TINY[2:], *small("resnet18"), "method=itdm_c"], 4),
     "cnn11": ([*TINY[2:], *small("cnn11"), *PER], 4),
+    "mixing": ([*TINY, "method=[lamix,cutmix,mixup]"], 30),  # five steps an epoch: LaMix goes by the steps of the run
     "lstm": ([*WITHOUT, *small("lstm"), "method=per", "schedule=plateau", "optim.lr=5", "optim.clip=0.25"], 30),
 }
 

@@ -24,8 +24,9 @@ from torch import Tensor
 from data.bundle import Batch
 from experiments.cli import CONF
 from experiments.config import check, options
+from experiments.rng import generator
 from experiments.train import make_trainer
-from experiments.trainer import Diverged, Trainer, generator
+from experiments.trainer import Diverged, Trainer
 from regularizers.base import Pass
 
 SMALL = ["dataset=digits", "model=net2c", "norm=bn", "epochs=2", "batch_size=20", "profile.train=100", "profile.test=60"]
@@ -69,7 +70,7 @@ def train(*overrides: str, epochs: int = 2) -> Trainer:
 def strength(method: str) -> str | None:
     """The option that is the method's weight, if it has one."""
     node = OmegaConf.load(CONF / "method" / f"{method}.yaml")
-    return next((f"method.{method}.{key}" for key in ("weight", "smoothing") if key in node), None)
+    return next((f"method.{method}.{key}" for key in ("weight", "smoothing", "prob") if key in node), None)
 
 
 def same(one: Any, two: Any) -> bool:

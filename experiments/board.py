@@ -23,6 +23,21 @@ def open_board(path: Path, cfg: DictConfig, step: int) -> SummaryWriter:
     return board
 
 
+def add(board: SummaryWriter, row: dict[str, float]) -> None:
+    """An evaluation: curves, and of the counts `histogram/<name>/<bin>`, whose bins are as wide and fill 0 .. 1, a histogram."""
+    counts: dict[str, list[float]] = {}
+    for key, value in row.items():
+        if key.startswith("histogram/"):
+            counts.setdefault(key.rpartition("/")[0], []).append(value)
+        elif key not in ("step", "epoch"):  # the axis
+            board.add_scalar(key, value, int(row["step"]))
+    for name, values in counts.items():
+        middles = [(place + 0.5) / len(values) for place in range(len(values))]
+        num, total, squares = (sum(value * x**power for value, x in zip(values, middles, strict=True)) for power in (0, 1, 2))
+        limits = [(place + 1) / len(values) for place in range(len(values))]
+        board.add_histogram_raw(name, 0.0, 1.0, num, total, squares, limits, values, int(row["step"]))
+
+
 def settings(cfg: DictConfig) -> dict[str, bool | int | float | str]:
     """The config's choices and numbers, flat, as the HParams tab takes them: lists are left out."""
     targets = {group: str(cfg[group]._target_).rsplit(".", 1)[-1] for group in ("dataset", "model", "norm")}

@@ -64,7 +64,7 @@ class Runtime:
     download: Any = False  # true: fetch a missing data set from its official source; [URL,...]: from these mirrors first
     runs: str = "runs"
     checkpoint_every: int = 1  # epochs
-    keep_weights: int | None = None  # epochs: at the start and so often a run keeps its network, for figure=covariate_shift; null: never
+    keep_weights: int | None = None  # epochs of the printed protocol: at the start and so often a run keeps its network; null: never
     dry_run: bool = False  # train nothing, print what the run is
 
 

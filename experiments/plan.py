@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -28,7 +28,7 @@ from experiments.train import make_trainer
 if TYPE_CHECKING:
     from experiments.trainer import Trainer
 
-LEAST_STEPS, MOST_STEPS, ENOUGH_SECONDS = 4, 20, 3.0  # how many steps are timed: between the first two, enough for so many seconds
+LEAST_STEPS, MOST_STEPS, ENOUGH_SECONDS = 2, 20, 3.0  # how many steps are timed: between the first two, enough for so many seconds
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,22 @@ class Estimate:
     source: str
 
 
-def kind(cfg: DictConfig) -> str:
-    """What decides the cost of an epoch: two runs of one kind differ in seed, length, weights and learning rates only."""
+class Timing(NamedTuple):
+    """Seconds of a step, of evaluating one label, and of a checkpoint."""
+
+    step: float
+    label: float
+    checkpoint: float
+
+
+def kind(cfg: DictConfig, data: Any = None) -> str:
+    """What decides the cost of an epoch: two runs of one kind differ in seed, length, weights and learning rates only.
+
+    data: what of the data decides, in place of the data set.
+    """
     whole = {"dataset", "model", "norm", "probe", "batch_size", "drop_last", "balanced", "precision", "channels_last", "compile", "step"}
     values = {key: cfg.get(key) for key in sorted(whole | {"deterministic"})}  # a stored run of older code lacks some
+    values["dataset"] = cfg.dataset if data is None else data
     parts = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()}
     profile = {key: cfg.profile[key] for key in ("train", "test", "steps", "embedded")}
     active = {name: node for name, node in cfg.method.items() if node.get("weight", 1) != 0}
@@ -67,14 +79,13 @@ def stored(root: Path) -> dict[str, Estimate]:
     return found
 
 
-def measure(cfg: DictConfig) -> Estimate:
+def measure(cfg: DictConfig, timed: dict[str, Timing] | None = None) -> Estimate:
     """Times a few steps, one batch of the evaluation and a checkpoint of this run; nothing is kept.
 
     Without its data, embedded digits or text of its shape stand in for as many images or words as the official data set has. Raises
     ConfigError when something else is wrong, or that number is not known.
+    timed: what was measured so far: runs on images of one shape cost the same, whatever they show.
     """
-    import torch  # not earlier: a plan whose runs are all stored does without
-
     try:
         trainer, sizes, source = make_trainer(cfg), {}, "timed steps"
     except ConfigError as error:
@@ -92,20 +103,34 @@ def measure(cfg: DictConfig) -> Estimate:
         steps = Length(cfg, trainer.repeats * bundle.steps(sizes["train"], cfg.batch_size, cfg.drop_last)).steps_per_epoch
     read = sum(sizes.get(split, len(y)) for split, (_, y) in bundle.splits.items() if split != "train")
 
+    shape = [*bundle.splits["train"][0].shape[1:], bundle.augment is not None]
+    like, timed = kind(cfg, shape if bundle.unit == "images" else None), {} if timed is None else timed
+    if like not in timed:
+        timed[like] = _timing(trainer)
+    step, label, checkpoint = timed[like]
+    dense = len(trainer.evaluations) - trainer.epochs
+    if trainer.probe is not None:  # it may train for minutes
+        source += "; what the probe takes is not counted"
+    evaluation = label * read
+    return Estimate(steps * step + evaluation + checkpoint / cfg.runtime.checkpoint_every, steps, dense * evaluation, source)
+
+
+def _timing(trainer: Trainer) -> Timing:
+    import torch  # not earlier: a plan whose runs are all stored does without
+
     times: list[float] = []
     for samples in itertools.chain.from_iterable(trainer.samples() for _ in itertools.count()):
         times.append(_seconds(trainer, lambda chosen=samples: trainer.take_step(*chosen)))  # type: ignore[misc]
         if len(times) >= LEAST_STEPS and (sum(times) > ENOUGH_SECONDS or len(times) == MOST_STEPS):
             break
-    step = statistics.median(times[len(times) // 2 :])  # the first steps pay for what later ones find ready
-    batch = next(iter(bundle.batches("test", cfg.evaluate.batch_size)))
-    trainer.measure([batch])
-    evaluation = _seconds(trainer, lambda: trainer.measure([batch])) * read / batch.y.numel()
-    saving = _seconds(trainer, lambda: torch.save(trainer.state(), io.BytesIO())) / cfg.runtime.checkpoint_every
-    dense = len(trainer.evaluations) - trainer.epochs
-    if trainer.probe is not None:  # it may train for minutes
-        source += "; what the probe takes is not counted"
-    return Estimate(steps * step + evaluation + saving, steps, dense * evaluation, source)
+    batch = next(iter(trainer.bundle.batches("test", trainer.cfg.evaluate.batch_size)))
+    # Of steps the first ones, and of a quick evaluation the first, pay for what later ones find ready.
+    for _ in range(2):
+        evaluation = _seconds(trainer, lambda: trainer.measure([batch]))
+        if evaluation > ENOUGH_SECONDS:
+            break
+    checkpoint = _seconds(trainer, lambda: torch.save(trainer.state(), io.BytesIO()))
+    return Timing(statistics.median(times[len(times) // 2 :]), evaluation / batch.y.numel(), checkpoint)
 
 
 def _seconds(trainer: Trainer, work: Callable[[], object]) -> float:
@@ -136,6 +161,7 @@ def plan(table: Table, asked: pd.DataFrame, cfg: DictConfig) -> str:
     states = {identity: run.state for identity, run in found.items()}
     lines, total, sources = [], 0.0, {}
     counted: set[str] = set()
+    timed: dict[str, Timing] = {}
     for row in table.rows:
         mine = wanted[wanted["row"] == row.label].drop_duplicates("id")
         mine = mine.assign(state=[states.get(identity, "missing") for identity in mine["id"]], shared=mine["id"].isin(counted))
@@ -144,9 +170,9 @@ def plan(table: Table, asked: pd.DataFrame, cfg: DictConfig) -> str:
         for job in mine[~mine["shared"] & ~mine["state"].isin(["done", "diverged"])].to_dict("records"):
             one = compose(job["overrides"], [job["seed"]])[0]
             if (key := kind(one)) not in known:
-                print(f"timing a few steps of {row.label} ...", file=sys.stderr, flush=True)
+                print(f"timing a few steps of {row.label}, {job['column']} ...", file=sys.stderr, flush=True)
                 try:
-                    known[key] = measure(one)
+                    known[key] = measure(one, timed)
                 except ConfigError as error:
                     known[key] = Estimate(math.nan, math.nan, 0, str(error))
             sources[known[key].source] = math.isnan(known[key].epoch)

@@ -164,9 +164,10 @@ def record(cfg: DictConfig, run: store.Run, trainer: Trainer, board: SummaryWrit
     """What an epoch leaves in the run's folder: the evaluations after the first `known`, and a checkpoint."""
     import torch
 
+    from experiments.board import add
+
     for row in trainer.rows[known:]:
-        for name in row.keys() - {"step", "epoch"}:  # the axis, not curves
-            board.add_scalar(name, row[name], int(row["step"]))
+        add(board, row)
     run.log(trainer.rows)
     keep_weights(cfg, run, trainer)
     if trainer.epoch % cfg.runtime.checkpoint_every == 0 or trainer.epoch == trainer.epochs:
@@ -175,10 +176,14 @@ def record(cfg: DictConfig, run: store.Run, trainer: Trainer, board: SummaryWrit
 
 
 def keep_weights(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
-    """The network as it is, for figures that compare epochs, where the config asks for this one's."""
+    """The network as it is, for figures that compare epochs: at first, and whenever so many epochs of the printed protocol are over."""
     import torch
 
-    if cfg.runtime.keep_weights and trainer.epoch % cfg.runtime.keep_weights == 0:
+    if not cfg.runtime.keep_weights:
+        return
+    printed = -(-trainer.length.printed // trainer.length.full)  # epochs; a profile makes fewer of them, or of iterations a part of one
+    turns = [int(epoch * printed / trainer.epochs / cfg.runtime.keep_weights + 1e-6) for epoch in (trainer.epoch - 1, trainer.epoch)]
+    if trainer.epoch == 0 or turns[0] < turns[1]:
         with store.written(run.path / f"weights-{trainer.epoch:04d}.pt") as file:
             torch.save(trainer.net.state_dict(), file)
 

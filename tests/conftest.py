@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from nets import narrowed
 
-from experiments.pick import choices
+from experiments import pick, table
+from experiments.spec import Row
 from regularizers.projection import directions
 
 
@@ -40,10 +42,23 @@ def one_value(monkeypatch: pytest.MonkeyPatch) -> Callable[[slice], None]:
     """When called, each grid has one value only, the first or the last: those between differ in a number."""
 
     def cut(which: slice) -> None:
-        for module in ("pick", "table"):
-            monkeypatch.setattr(f"experiments.{module}.choices", lambda *row: choices(*row)[which])
+        for module in (pick, table):
+            plain = module.choices
+            monkeypatch.setattr(module, "choices", lambda *row, plain=plain: plain(*row)[which])
 
     return cut
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row that names one of the larger models has a narrower one: for tests that go through all rows of tables and figures."""
+
+    plain = table.choices
+
+    def choices(row: Row, column: str = "") -> list[tuple[str, list[str]]]:
+        return [(name, [*values, *narrowed(row.overrides)]) for name, values in plain(row, column)]
+
+    monkeypatch.setattr(table, "choices", choices)
 
 
 @pytest.fixture

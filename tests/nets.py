@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from experiments.config import options
 
 GREY = ("net2c", "net5c")
@@ -16,6 +18,11 @@ NARROW = {
     "densenet121": ["model.growth=8", "model.blocks=[2,4,3,2]"],
     "wrn28_10": ["model.depth=16", "model.width=1"],
 }
+
+
+def narrowed(overrides: Iterable[str]) -> list[str]:
+    """More overrides: the model that these name, narrowed."""
+    return [f"++{word}" for override in overrides for word in NARROW.get(override.removeprefix("model="), [])]
 
 
 def small(model: str) -> list[str]:

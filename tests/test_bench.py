@@ -172,7 +172,7 @@ def test_rows_name_methods_and_pass_their_options_on():
     assert (names, common, own) == (["itdm_c", "label_smoothing"], ["model=net2c"], {"itdm_c": ["method.itdm_c.weight=0.8"]})
     assert Asked(common, names, own).method("net2c", "itdm_c").method.itdm_c.weight == 0.8
     assert split(["method=vanilla"])[0] == []
-    with pytest.raises(ConfigError, match=r"nonsense is not known; allowed: itdm_c, .*per analytic, "):
+    with pytest.raises(ConfigError, match=r"nonsense is not known; allowed: cutmix, .*per analytic, "):
         split(["method=nonsense"])
     with pytest.raises(ConfigError, match="bn is not known; allowed: itdm_c, "):
         split(["method.bn.weight=1"])

@@ -167,6 +167,7 @@ def test_augmented_test_images(raw):
         ({"size": 0}, "dataset.size=0: choose a whole number of pixels of at least 1, or null for 28"),
         ({"size": -4}, "dataset.size=-4: choose a whole number of pixels of at least 1, or null for 28"),
         ({"test_augment": True}, "dataset.test_augment=true: there is nothing to augment with, set dataset.padding or dataset.flip"),
+        ({"channels": 2}, "dataset.channels=2: choose 1, 3 or null"),
         ({"standardise": "foo"}, "dataset.standardise=foo: choose channels, pixels or pixels_variance"),
         (
             {"standardise": "pixels", "test_augment": True, "flip": True},
@@ -180,6 +181,23 @@ def test_options_out_of_range(raw, options, text):
     if list(options) == ["padding"]:
         assert error(lambda: images.digits("", "cpu", **options)) == text
     images.mnist(str(raw), "cpu", padding=28, flip=True)
+
+
+def test_a_grey_image_three_times(raw):
+    """For networks that take colour: mean and deviation are the grey ones, crops and mirrors the same for all three."""
+    write_idx(raw, "mnist")
+    grey, colour = (images.mnist(str(raw), "cpu", size=32, padding=4, flip=True, channels=channels) for channels in (None, 3))
+    for split, (x, y) in colour.splits.items():
+        assert torch.equal(x, grey.splits[split][0].expand(-1, 3, -1, -1)) and torch.equal(y, grey.splits[split][1])
+        assert x.is_contiguous(memory_format=torch.channels_last)
+    chosen = torch.arange(20)
+    assert torch.equal(colour.take(chosen, rng()).x, grey.take(chosen, rng()).x.expand(-1, 3, -1, -1))
+    assert torch.equal(colour.prepare(colour.splits["test"][0]), grey.prepare(grey.splits["test"][0]).expand(-1, 3, -1, -1))
+    assert (grey.variant, colour.variant) == ("official archive, at 32x32, 30 training images, 20 test images",) * 2
+    assert torch.equal(images.mnist(str(raw), "cpu", channels=1).splits["train"][0], images.mnist(str(raw), "cpu").splits["train"][0])
+    assert error(lambda: images.cifar10("", "cpu", channels=1)) == "dataset.channels=1: choose 3 or null"
+    few = images.mnist(str(raw), "cpu", source="embedded", classes=10, train=20, test=20, size=32, channels=3)
+    assert few.splits["train"][0].shape == (20, 3, 32, 32)
 
 
 # Standardised by position.

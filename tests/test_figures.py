@@ -72,8 +72,9 @@ def test_every_figure_draws_its_runs(
 ) -> None:
     if name in ("itdm_5", "itdm_6", "itdm_7", "itdm_collapse", "per_4", "per_strength"):  # of many runs
         one_value(slice(1))
-    assert figure(name) == 0
-    out = tmp_path / "out" / f"{name}{END}"
+    words = ["++model.width=16"] if name in ("lamix_7", "lamix_8", "lamix_statistics") else []  # the whole networks take half a minute
+    assert figure(name, *words) == 0
+    out = tmp_path / "out" / "-".join([f"{name}{END}", *words])
     text = capsys.readouterr().out
     assert (
         f"asked for besides: {' '.join(SMALL[1:])}" in text

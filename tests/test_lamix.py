@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from data.bundle import Batch
 from experiments.config import ConfigError
+from experiments.provenance import facts
 from models.net import Net
 from regularizers import lamix
 from regularizers.base import Pass
@@ -250,6 +251,8 @@ def test_every_other_step_is_clean() -> None:
     assert seen == [False, True] * 7 + [False] and run.steps_per_epoch == 5
     assert [row["train/lamix/mixed"] for row in run.rows] == pytest.approx([0.4, 0.6, 0.4])
     assert (run.passes, run.forwarded, int(run.clock)) == (15, 300, 15)
+    known = facts(run.cfg, run)  # what result.json says of the cost
+    assert (known["steps"], known["passes"], known["forwarded"]) == (15, 15, 300)
 
 
 def test_the_recorded_step_alternates_without_the_host() -> None:

@@ -29,7 +29,16 @@ ROWS = [{"step": float(step), "test/ce": ce, "test/accuracy": accuracy} for step
 
 @pytest.mark.parametrize(
     ("at", "expected"),
-    [("last", 60), ("last2", 50), ("last10", 110 / 3), ("min test/ce", 40), ("max test/ce", 10), ("max step", 60)],
+    [
+        ("last", 60),
+        ("last2", 50),
+        ("last10", 110 / 3),
+        ("median10", 40),
+        ("median2", 50),
+        ("min test/ce", 40),
+        ("max test/ce", 10),
+        ("max step", 60),
+    ],
 )
 def test_reduce(at: str, expected: float) -> None:
     assert pick.reduce(ROWS, "test/accuracy", at) == pytest.approx(expected)
@@ -38,6 +47,7 @@ def test_reduce(at: str, expected: float) -> None:
 def test_reduce_takes_ten_of_more() -> None:
     rows = [{"a": float(value)} for value in range(30)]
     assert pick.reduce(rows, "a", "last10") == sum(range(20, 30)) / 10
+    assert pick.reduce([*rows, {"a": 1000.0}], "a", "median10") == 25.5 and pick.reduce([*rows, {"a": 1000.0}], "a", "last10") > 100
 
 
 @pytest.mark.parametrize(
@@ -48,6 +58,7 @@ def test_reduce_takes_ten_of_more() -> None:
         ("test/ce", "mean test/ce", "table.at: 'mean test/ce' is not known"),
         ("test/ce", "first", "table.at: 'first' is not known"),
         ("test/ce", "lastly", "table.at: 'lastly' is not known"),
+        ("test/ce", "median", "table.at: 'median' is not known"),
         ("test/ce", "last0.5", "table.at: 'last0.5' is not known"),
     ],
 )
@@ -83,6 +94,7 @@ def test_extra_values_are_those_of_columns_with_the_word() -> None:
         (Row("a", grid={"x": [1]}, extra={"C": {"x": [2]}}), "table.rows: 'a': extra word 'C' is not known; allowed: A, B"),
         (Row("a", grid={"x": [1]}, extra={"B": {"y": [2]}}), "table.rows: 'a': extra key 'y' is not known; allowed: x"),
         (Row("a", quoted={"C": 1.0}), "table.rows: 'a': quoted column 'C' is not known; allowed: A, B"),
+        (Row("a", doubted=["C"]), "table.rows: 'a': doubted column 'C' is not known; allowed: A, B"),
         (Row("a", grid={"x": [1]}, select=["y=1"]), "table.rows: 'a' has `select`, and no `grid` and `pick` that it could serve"),
         (Row("a", pick="min z", select=["y=1"]), "table.rows: 'a' has `select`, and no `grid` and `pick` that it could serve"),
         (Row("a", pick="best z"), "table.rows: 'a': pick 'best z' is not known; allowed: 'min METRIC', 'max METRIC'"),

@@ -66,3 +66,21 @@ def test_unitization_s_protocol(name: str) -> None:
     schedule = build(cfg.schedule, "schedule")
     rates = [0.05 * schedule(epoch, 391 * epoch, None) for epoch in range(200)]
     assert rates == pytest.approx([0.05] * 61 + [0.01] * 60 + [0.002] * 40 + [0.0004] * 39)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "mnist32", "fmnist32", "tiny_imagenet"])
+def test_lamix_s_protocol(name: str) -> None:
+    """P-A2: Facebook's code changes the rate after the epochs 100 and 150: 101 epochs at 0.1, 50 at 0.01, 249 at 0.001."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("config", ["experiment=lamix_random", f"dataset={name}"])
+    check(cfg)
+    assert (cfg.epochs, cfg.batch_size, cfg.drop_last, cfg.balanced, cfg.precision) == (400, 128, False, False, "fp32")
+    assert dict(cfg.optim) == dict(config().optim) | {
+        **{"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "decay": "all"},
+        **{"bias_lr": 1.0, "clip": None, "clip_each": False},
+    }
+    assert (cfg.dataset.padding, cfg.dataset.flip, cfg.evaluate.every, cfg.dataset.valid) == (4, True, None, 0)
+    assert (cfg.dataset.get("size"), cfg.dataset.get("channels")) == ((32, 3) if name.endswith("32") else (None, None))
+    schedule = build(cfg.schedule, "schedule")
+    rates = [0.1 * schedule(epoch, 391 * epoch, None) for epoch in range(400)]
+    assert rates == pytest.approx([0.1] * 101 + [0.01] * 50 + [0.001] * 249)

@@ -34,6 +34,10 @@ README = (ROOT / "README.md").read_text()
         ("unitization_short", "unitization_demo-profile=short.md"),
         ("covariate_shift", "figures/covariate_shift.md"),
         ("bench-norms", "bench-norms.txt"),
+        ("lamix_demo", "lamix_demo.md"),
+        ("lamix_demo_7", "figures/lamix_demo_7.md"),
+        ("lamix_mnist", "lamix_mnist-20-epochs.md"),
+        ("bench-lamix", "bench-lamix.txt"),
     ],
 )
 def test_tables_are_the_reference(mark: str, file: str) -> None:

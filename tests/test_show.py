@@ -146,6 +146,22 @@ def test_quoted_numbers_stand_beside_the_papers(tmp_path: Path) -> None:
     assert "quoted" not in (tmp_path / "out" / "name.csv").read_text() + (tmp_path / "out" / "name.md").read_text()
 
 
+def test_doubted_numbers_are_marked_and_not_judged(tmp_path: Path) -> None:
+    """And a ± has as many decimals as any in its column."""
+    rows = [Row("a", paper={"CE": "2±0.25"}, doubted=["CE"]), Row("b", paper={"CE": "78.4±0.3"}), Row("c", doubted=["CE"])]
+    spec = spec_of(*rows, CE=Column("test/ce"))
+    lines = made(tmp_path, spec, {(name, ""): [1.0, 2.0, 3.0] for name in "abc"})
+    shown = printed(lines, tmp_path)
+    assert [shown[name][1] for name in "abc"] == ["2.0 ± 0.25 ? (+0.00)", "78.4 ± 0.30 (-76.40) ≠", ""]
+    said = "- ?: a printed number that is not to be trusted, for the reason below; it has neither = nor ≠\n"
+    assert said in (tmp_path / "out" / "name.md").read_text()
+    assert pd.read_csv(tmp_path / "out" / "name.csv")["doubted"].tolist() == [True, False, True]
+    for row in spec.rows:
+        row.doubted = []
+    assert printed(lines, tmp_path)["a"][1] == "2.0 ± 0.25 (+0.00) ="
+    assert "doubted" not in (tmp_path / "out" / "name.csv").read_text() and said not in (tmp_path / "out" / "name.md").read_text()
+
+
 def test_a_column_can_be_read_in_its_own_way(tmp_path: Path) -> None:
     columns = {"last": Column("test/ce"), "best": Column("test/ce", at="min test/ce"), "fifth": Column("test/ce", at="last5")}
     columns |= {"gain": Column("test/ce", delta=True, at="max test/ce")}

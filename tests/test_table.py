@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from nets import narrowed
 from omegaconf import OmegaConf
 
 from experiments import cli, store, table, train
@@ -319,11 +320,11 @@ def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PER = ("per_1", "per_2", "per_3", "per_4", "per_strength")  # whose rows all print one number, or are of many runs
-LONG = ("itdm_4", "itdm_5", "unitization_s1", "unitization_demo", *PER)
+LONG = ("itdm_4", "itdm_5", "unitization_s1", "unitization_demo", "lamix_5", *PER)
 
 
 @pytest.mark.no_cover  # which doubles its time; what it goes through is covered by others
-@pytest.mark.usefixtures("few_slices")
+@pytest.mark.usefixtures("few_slices", "narrow")
 @pytest.mark.parametrize("name", options("table"))
 def test_every_table_trains(name: str, command: Command, shared_runs: Path, tmp_path: Path, one_value: Callable[[slice], None]) -> None:
     """One step of each cell, on stand-in data."""
@@ -332,6 +333,7 @@ def test_every_table_trains(name: str, command: Command, shared_runs: Path, tmp_
     small = ["profile=smoke", "profile.steps=1", "profile.train=20", "profile.test=20", "batch_size=10"]
     spec = OmegaConf.load(cli.CONF / "table" / f"{name}.yaml")
     small += ["++model.width=8"] * any("per_lstm" in word for word in spec.base)  # 128 runs
+    small += narrowed(spec.base)
     code, out, err = command(f"table={name}", *small, runs=shared_runs)
     assert (code, err) == (0, "")
     cells = pd.read_csv(next((tmp_path / "out").glob("*.csv")))

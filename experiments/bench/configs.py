@@ -20,7 +20,9 @@ GREY = ("dataset=digits", "dataset.train=1500")
 COLOUR = ("experiment=itdm_color", "dataset=cifar10", "dataset.source=embedded", "batch_size=64", "optim.lr=0.01")
 CNN11 = ("experiment=per_cnn11", "dataset.source=embedded", "batch_size=125")
 PREACT = ("experiment=unitization_resnet110", "dataset.source=embedded", "optim.lr=0.01")
+MIXED = ("experiment=lamix_random", "dataset.source=embedded", "batch_size=64", "optim.lr=0.01")
 LSTM = ("experiment=per_lstm", "dataset.source=embedded")  # with a decoder for Penn Treebank's 10,000 words
+OWN = {"cnn11": CNN11, "lstm": LSTM, "preact_resnet20": PREACT, "preact_resnet110": PREACT, "preact_resnet18": MIXED}
 
 # Rows besides those of the methods of conf/method, as `method=[NAME,...]` and the table call them: a method, and what else their configs
 # have. BN is what PER compares with: over no normalisation.
@@ -55,7 +57,7 @@ class Asked:
     def words(self, model: str, *more: str) -> list[str]:
         """The overrides of a row: a setting that fits the model, what the command line says instead, and the row's own."""
         grey = ("experiment=itdm_grey_j" if model == "net2c" else "experiment=itdm_grey_c", *GREY)
-        own = {"cnn11": CNN11, "lstm": LSTM, "preact_resnet20": PREACT, "preact_resnet110": PREACT}.get(model, COLOUR)
+        own = OWN.get(model, COLOUR)
         usual: tuple[str, ...] = grey if _channels(model) == 1 else own
         if self.given("experiment"):
             usual = ()

@@ -6,10 +6,11 @@ from textwrap import fill
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments import store
 from experiments.figure import Drawing, Runs, canvas, label
+from experiments.figures.trained import trained
 from experiments.pick import chosen
 from experiments.spec import Row
 
@@ -72,19 +73,12 @@ def features(run: store.Run, runtime: DictConfig, limit: int) -> tuple[np.ndarra
     import torch
 
     from data.bundle import Batch
-    from experiments.train import make_trainer
 
-    cfg = OmegaConf.load(run.path / "config.yaml")
-    assert isinstance(cfg, DictConfig)
-    cfg.runtime = runtime  # the run's own may name another machine's device and folders
-    trainer = make_trainer(cfg)
-    state = torch.load(run.path / "checkpoint.pt", map_location=trainer.device, weights_only=True)
-    trainer.net.load_state_dict(state["net"])
-    trainer.net.eval()
+    trainer = trained(run, runtime)
     x, y = trainer.bundle.splits["test"]
     chosen = torch.from_numpy(balanced(y.cpu().numpy(), limit)).to(y.device)
     with torch.inference_mode():
-        batches = (Batch(trainer.bundle.prepare(x[some]), y[some], y[some]) for some in chosen.split(cfg.evaluate.batch_size))
+        batches = (Batch(trainer.bundle.prepare(x[some]), y[some], y[some]) for some in chosen.split(trainer.cfg.evaluate.batch_size))
         parts = [trainer.forward(batch).features for batch in batches]
     return torch.cat(parts).float().flatten(1).cpu().numpy(), y[chosen].cpu().numpy()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from nets import narrowed
 from omegaconf import OmegaConf
 
 from experiments import store
@@ -66,13 +67,13 @@ def read(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.no_cover  # which doubles its time; what it goes through is covered by others
 @pytest.mark.parametrize("name", [name for name in options("figure") if name not in ALONE + MEASURED])
-@pytest.mark.usefixtures("few_slices")
+@pytest.mark.usefixtures("few_slices", "narrow")
 def test_every_figure_draws_its_runs(
     name: str, figure: Figure, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_value: Callable[[slice], None]
 ) -> None:
-    if name in ("itdm_5", "itdm_6", "itdm_7", "itdm_collapse", "per_4", "per_strength"):  # of many runs
+    if name in ("itdm_5", "itdm_6", "itdm_7", "itdm_collapse", "per_4", "per_strength", "lamix_4", "lamix_6"):  # of many runs
         one_value(slice(1))
-    words = ["++model.width=16"] if name in ("lamix_7", "lamix_8", "lamix_statistics") else []  # the whole networks take half a minute
+    words = narrowed(OmegaConf.select(OmegaConf.load(CONF / "figure" / f"{name}.yaml"), "runs.base") or [])
     assert figure(name, *words) == 0
     out = tmp_path / "out" / "-".join([f"{name}{END}", *words])
     text = capsys.readouterr().out

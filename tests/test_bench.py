@@ -174,7 +174,7 @@ def test_rows_name_methods_and_pass_their_options_on():
     assert split(["method=vanilla"])[0] == []
     with pytest.raises(ConfigError, match=r"nonsense is not known; allowed: cutmix, .*per analytic, "):
         split(["method=nonsense"])
-    with pytest.raises(ConfigError, match="bn is not known; allowed: itdm_c, "):
+    with pytest.raises(ConfigError, match="bn is not known; allowed: cutmix, itdm_c, "):
         split(["method.bn.weight=1"])
 
 

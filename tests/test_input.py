@@ -56,9 +56,9 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     [
         # unknown names
         ("dataset=foo", "dataset: 'foo' is not known; allowed: cifar10, cifar100, digits, docs, fmnist"),
-        ("model=foo", "model: 'foo' is not known; allowed: cnn11, lstm, mobilenet, net2c, net5c, preact_resnet110, "),
-        ("method=foo", "method: 'foo' is not known; allowed: itdm_c, itdm_j"),
-        ("method=[itdm_c,foo]", "method: 'foo' is not known; allowed: itdm_c, itdm_j"),
+        ("model=foo", "model: 'foo' is not known; allowed: cnn11, densenet121, lenet, lstm, mobilenet, net2c, net5c, preact_resnet110, "),
+        ("method=foo", "method: 'foo' is not known; allowed: cutmix, itdm_c, itdm_j"),
+        ("method=[itdm_c,foo]", "method: 'foo' is not known; allowed: cutmix, itdm_c, itdm_j"),
         ("norm=foo", "norm: 'foo' is not known; allowed: bn, gn, none"),
         ("schedule=foo", "schedule: 'foo' is not known; allowed: constant, plateau, steps"),
         ("profile=foo", "profile: 'foo' is not known; allowed: paper, reduced, short, smoke"),

@@ -129,6 +129,7 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path / "clone"
 
 
+@pytest.mark.usefixtures("untraced")
 def test_a_method_is_one_file_and_one_yaml(clone: Path, tmp_path: Path) -> None:
     before = digest(clone)
     (clone / "regularizers" / "shrink.py").write_text(METHOD.lstrip())

@@ -23,6 +23,7 @@ from nets import small
 
 from experiments import cli, store, train
 
+pytestmark = pytest.mark.usefixtures("untraced")
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["dataset=digits", "dataset.train=100", "profile.test=100", "epochs=4", "schedule.at=[2]", "batch_size=20", "runtime.threads=1"]
 SWEEP = ["-m", "method=[itdm_c],[itdm_c,label_smoothing]", "method.itdm_c.weight=0.2,0.6"]
@@ -164,10 +165,10 @@ def test_kill_at_any_moment(start: Callable[..., Any], tmp_path: Path, every: in
 PER = ["method=[per,vcl]", "norm=none", "optim.bias_lr=0.1", "optim.clip=1", "optim.clip_each=true", "optim.nesterov=true"]
 WITHOUT = [word for word in TINY[2:] if not word.startswith("schedule")]
 KILLED = {
-    "net2c": ([*TINY, "method=itdm_c"], 30),
+    # five steps an epoch, an odd number: LaMix goes by the steps of the run
+    "net2c": ([*TINY, "method=[itdm_c,lamix,cutmix,mixup]"], 30),
     "resnet18": ([*TINY[2:], *small("resnet18"), "method=itdm_c"], 4),
     "cnn11": ([*TINY[2:], *small("cnn11"), *PER], 4),
-    "mixing": ([*TINY, "method=[lamix,cutmix,mixup]"], 30),  # five steps an epoch: LaMix goes by the steps of the run
     "lstm": ([*WITHOUT, *small("lstm"), "method=per", "schedule=plateau", "optim.lr=5", "optim.clip=0.25"], 30),
 }
 

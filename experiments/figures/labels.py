@@ -55,5 +55,7 @@ def draw(runs: Runs) -> Drawing:
     texts.append(
         "paper, on CIFAR-10: p has many entries between 0.14 and 0.18 early, between 0.18 and 0.20 late; largest targets 0.55 to 0.65"
     )
-    texts.append("with K = 10 no entry of p can exceed 0.232, the mean of two 0.202, and no target 0.616 (beta = 0.5)")
+    texts.append(
+        "with ten classes and beta = 0.5: no entry of p above 0.232, no mean of two above 0.202, no target of one image above 0.616"
+    )
     return Drawing(picture, pd.concat(parts, ignore_index=True), texts)

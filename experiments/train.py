@@ -143,6 +143,8 @@ def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
             if bar.disable and time.monotonic() - shown > QUIET_SECONDS:
                 print(f"{run.path.name} {line}", flush=True)
                 shown = time.monotonic()
+    except ConfigError:  # a probe that is not for this run: bad input, no failure
+        raise
     except Exception as error:
         if not isinstance(error, Diverged):
             run.fail(traceback.format_exc())

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
-from test_trainer import buffers, data_home, parameters, same, train, trainer
+from test_trainer import buffers, config, data_home, parameters, same, train, trainer
 
 from experiments import board, store
 from experiments.config import ConfigError, Runtime
@@ -19,6 +19,8 @@ from experiments.figure import Runs
 from experiments.figures import labels, progress, sweep, targets
 from experiments.soft_labels import SoftLabels
 from experiments.spec import Column, Row, Table
+from experiments.train import folder
+from experiments.train import train as run_training
 
 __all__ = ["data_home"]  # a fixture
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,6 +83,13 @@ def test_without_a_learned_label_there_is_nothing_to_measure(words: list[str]) -
     made = trainer(*words, "probe=soft_labels")
     with pytest.raises(ConfigError, match="probe: soft_labels looks at the label that method lamix learns, and this run has none"):
         made.train_epoch()
+
+
+def test_a_probe_that_is_not_for_a_run_is_bad_input_and_no_failed_run(tmp_path: Path) -> None:
+    cfg = config("method=mixup", "probe=soft_labels", f"runtime.runs={tmp_path}")
+    with pytest.raises(ConfigError, match=r"^probe: soft_labels looks at the label"):
+        run_training(cfg)
+    assert folder(cfg).state == "missing" and not folder(cfg).error()
 
 
 def test_tensorboard_gets_histograms(tmp_path: Path) -> None:

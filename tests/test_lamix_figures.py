@@ -323,12 +323,11 @@ def test_codes_are_those_of_the_states(squeezed: Runs) -> None:
                 ratio = numbers[1, epoch, embedding.RATIO]
                 assert axis.get_title() == f"epoch {epoch}, ratio {ratio:.3g}\ntraining accuracy {accuracy:.1f} %"
     each = "; ".join(
-        f"epoch {epoch}: training accuracy {numbers[2, epoch, embedding.ACCURACY]:.2f} %, "
-        f"smallest distance of centroids over the classes' mean deviation {numbers[2, epoch, embedding.RATIO]:.3f}"
+        f"epoch {epoch}: training accuracy {numbers[2, epoch, embedding.ACCURACY]:.2f} %, ratio {numbers[2, epoch, embedding.RATIO]:.3f}"
         for epoch in (0, 2, 4, 5)
     )
-    grows = sum(numbers[seed, 2, embedding.RATIO] < numbers[seed, 5, embedding.RATIO] for seed in (1, 2))
-    assert drawing.lines[1] == f"LaMix, seed 2: {each}" and drawing.lines[2].endswith(f"paper, in words): seen in {grows} of 2 seeds")
+    assert drawing.lines[1] == f"LaMix, seed 2: {each}" and drawing.lines[2].startswith("ratio: smallest distance")
+    assert drawing.lines[3].endswith("paper, in words): not tried in 2 seeds, below 99 % of training accuracy at the second snapshot")
 
 
 def test_each_row_has_a_line_of_its_own_states(squeezed: Runs, tmp_path: Path) -> None:
@@ -345,15 +344,18 @@ def test_each_row_has_a_line_of_its_own_states(squeezed: Runs, tmp_path: Path) -
 
 
 def test_tightening_takes_three_snapshots_and_growth() -> None:
-    def numbers(row: str, ratios: list[float], seed: int = 1) -> pd.DataFrame:
-        parts = [pd.DataFrame({"epoch": range(len(ratios)), "value": ratios, "metric": metric}) for metric in (embedding.RATIO, "x")]
-        return pd.concat(parts).replace("x", embedding.ACCURACY).assign(row=row, choice="", seed=seed)
+    def numbers(row: str, ratios: list[float], seed: int = 1, accuracy: float = 100) -> pd.DataFrame:
+        both = {embedding.RATIO: ratios, embedding.ACCURACY: [accuracy] * len(ratios)}
+        parts = [pd.DataFrame({"epoch": range(len(ratios)), "value": values, "metric": metric}) for metric, values in both.items()]
+        return pd.concat(parts).assign(row=row, choice="", seed=seed)
 
     def said(*parts: pd.DataFrame) -> list[str]:
         return [line for line in embedding.lines(pd.concat(parts)) if "tightening" in line]
 
     [line] = said(numbers("a", [3, 1, 2]), numbers("a", [1, 3, 2], 2), numbers("a", [1, 2], 3))
     assert line.startswith("the clusters go on tightening") and line.endswith("; paper, in words): seen in 1 of 2 seeds")
+    [line] = said(numbers("a", [3, 1, 2]), numbers("a", [1, 3, 4], 2, accuracy=60))
+    assert line.endswith(": seen in 1 of 1 seeds; not tried in 1 seeds, below 99 % of training accuracy at the second snapshot")
     assert said(numbers("a", [1, 2]))[0].endswith(": not tried: it takes three snapshots")
     assert [line[:3] for line in said(numbers("a", [1, 2, 3]), numbers("b", [1, 2, 3]))] == ["a: ", "b: "]
 

@@ -54,8 +54,10 @@ class LaMix(Regularizer):
     def setup(self, example: Pass) -> None:
         """W_t, as the classifier, with torch's start for a linear layer."""
         if self.global_label == "learned":
-            (_, units), classes = example.features.shape, example.logits.shape[1]
-            self.head = nn.utils.skip_init(nn.Linear, units, classes, device=example.features.device)
+            (_, units), classes, device = example.features.shape, example.logits.shape[1], example.features.device
+            # Its start is drawn below; what Linear itself draws is given back. (torch's skip_init imports SymPy: two seconds.)
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                self.head = nn.Linear(units, classes, device=device)
             for parameter in self.head.parameters():
                 nn.init.uniform_(parameter, -(units**-0.5), units**-0.5, generator=self.rng)
 

@@ -85,6 +85,11 @@ def label(row: str, choice: str) -> str:
     return f"{row}, λ = {choice}" if choice else row
 
 
+def spread(values: pd.Series, digits: int) -> str:
+    """Mean ± std of a number over its seeds."""
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
+
+
 def run(cfg: DictConfig) -> None:
     """The task that Hydra runs: plan or train, then draw. Raises RunFailed when there is nothing to draw, or runs failed or diverged."""
     if not (cfg.figure.runs.rows or OmegaConf.is_missing(cfg.figure, "title")):

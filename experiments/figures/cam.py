@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.special import entr
 
 from experiments.config import ConfigError
-from experiments.figure import Drawing, Runs, canvas, label
+from experiments.figure import Drawing, Runs, canvas, label, spread
 from experiments.figures import layers
 from experiments.figures.trained import trained
 
@@ -170,8 +170,3 @@ def lines(numbers: pd.DataFrame) -> list[str]:
         seen = f"seen in {narrower.sum()} of {len(narrower)} seeds" if len(narrower) else "not tried: no image counts"
         texts.append(f"{says}: {seen}")
     return [*texts, "images: those that the networks of all rows classify correctly; CAM of the predicted class, signed, without bias"]
-
-
-def spread(values: pd.Series, digits: int) -> str:
-    """Mean ± std of a number over its seeds."""
-    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")

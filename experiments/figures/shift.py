@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import store
 from experiments.config import ConfigError
 from experiments.figure import Drawing, Runs, canvas, label
+from experiments.figures.trained import remade
 
 if TYPE_CHECKING:
     from experiments.trainer import Row
@@ -52,12 +53,7 @@ def measured(run: store.Run, states: Sequence[Path], runtime: DictConfig, probe:
     """The epoch of each kept state but the first, and what it has moved since the one before, as the probe finds it."""
     import torch
 
-    from experiments.train import make_trainer
-
-    cfg = OmegaConf.load(run.path / "config.yaml")
-    assert isinstance(cfg, DictConfig)
-    cfg.runtime, cfg.probe = runtime, probe
-    trainer = make_trainer(cfg)
+    trainer = remade(run, runtime, probe=probe)
     assert trainer.probe is not None
     for place, path in enumerate(states):
         trainer.net.load_state_dict(torch.load(path, map_location=trainer.device, weights_only=True))

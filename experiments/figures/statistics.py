@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from experiments.config import ConfigError
-from experiments.figure import Drawing, Runs, canvas, label
-from experiments.figures.cam import spread
+from experiments.figure import Drawing, Runs, canvas, label, spread
 from experiments.figures.trained import trained
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
-"""The network of a finished run, as its end or a kept state left it: for figures that look into it."""
+"""A finished run made anew, with the network that its end or a kept state left: for figures that look into it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,16 +13,21 @@ if TYPE_CHECKING:
     from experiments.trainer import Trainer
 
 
-def trained(run: store.Run, runtime: DictConfig, kept: Path | None = None) -> Trainer:
-    """The run's trainer with its last network, or that of a file weights-*.pt, in evaluation mode; `runtime` says where to compute."""
-    import torch
-
+def remade(run: store.Run, runtime: DictConfig, **changes: Any) -> Trainer:
+    """The run's trainer, untrained, with some keys of its config changed; `runtime` says where to compute."""
     from experiments.train import make_trainer
 
     cfg = OmegaConf.load(run.path / "config.yaml")
     assert isinstance(cfg, DictConfig)
-    cfg.runtime = runtime  # the run's own may name another machine's device and folders
-    trainer = make_trainer(cfg)
+    cfg.update(runtime=runtime, **changes)  # the run's own may name another machine's device and folders
+    return make_trainer(cfg)
+
+
+def trained(run: store.Run, runtime: DictConfig, kept: Path | None = None) -> Trainer:
+    """The same with its last network, or that of a file weights-*.pt, in evaluation mode."""
+    import torch
+
+    trainer = remade(run, runtime)
     state = torch.load(kept or run.path / "checkpoint.pt", map_location=trainer.device, weights_only=True)
     trainer.net.load_state_dict(state if kept else state["net"])
     trainer.net.eval()

@@ -17,12 +17,14 @@ class Batch:
     y: hard labels [N] or [N, T]; metrics and class-wise matching read these.
     target: what the loss reads: `y`, until a stage of a method turns it into class probabilities [N, K].
     per_class: no class has more samples than this in the batch, if the sampler knows (a class-balanced one does).
+    scale: x * scale are pixels in 0 .. 1, up to a constant; None where that is not known, or there are none.
     """
 
     x: Tensor
     y: Tensor
     target: Tensor
     per_class: int | None = None
+    scale: Tensor | None = None
 
 
 Augment = Callable[[Tensor, Generator], Tensor]  # (training samples [n], generator) -> their images [n, C, H, W], each changed at random
@@ -37,6 +39,7 @@ class Bundle:
     augment: gives the images of a training batch, changed at random and normalised; None: they are prepared as they are.
     variant: what the data really is ("official archive", "JPEG-recompressed parquet", ...); printed beside every number made with it.
     unit: what is counted in it.
+    scale: of its batches, [C, 1, 1]: of images, the standard deviation that they are divided by.
     """
 
     splits: dict[str, tuple[Tensor, Tensor]]
@@ -45,6 +48,7 @@ class Bundle:
     variant: str
     augment: Augment | None = None
     unit: str = "images"
+    scale: Tensor | None = None
 
     def order(self, rng: Generator, balanced: bool) -> Tensor:
         """The training samples of one epoch, as indices in the order in which they are seen.
@@ -81,11 +85,11 @@ class Bundle:
         x, y = self.splits["train"]
         image = self.prepare(x[chosen]) if self.augment is None else self.augment(chosen, rng)
         label = y[chosen]
-        return Batch(image, label, label, -(-len(chosen) // self.num_classes) if balanced else None)
+        return Batch(image, label, label, -(-len(chosen) // self.num_classes) if balanced else None, self.scale)
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """One pass over a split in its own order, without augmentation, for evaluation."""
         x, y = self.splits[split]
         for start in range(0, len(y), batch_size):
             label = y[start : start + batch_size]
-            yield Batch(self.prepare(x[start : start + batch_size]), label, label)
+            yield Batch(self.prepare(x[start : start + batch_size]), label, label, scale=self.scale)

@@ -137,7 +137,8 @@ class Images:
         augment = crop_flip(images, padding, flip, maps) if padding or flip else None
         if augment is not None and maps is None:
             augment = prepared(augment, prepare)
-        return Bundle(splits, self.num_classes, prepare, variant, augment)
+        scale = None if maps else torch.tensor(self.std, device=device)[:, None, None]
+        return Bundle(splits, self.num_classes, prepare, variant, augment, scale=scale)
 
 
 def _check_padding(padding: int, size: int) -> None:

@@ -83,6 +83,7 @@ class Config:
     iterations: int | None = None  # so many steps instead of so many epochs; the last epoch may be a part of one
     batch_size: int = 50
     drop_last: bool = False  # leave out an epoch's last batch where it is smaller
+    loss: str = "ce"  # ce: cross-entropy; bce: binary cross-entropy of the softmax in every class, averaged (PuzzleMix's code)
     balanced: bool = True  # class-balanced batches, as ITDM's sampler; false: plain shuffling
     precision: str = "fp32"  # fp32 | tf32 | bf16: of the network; the methods' maths is always fp32
     channels_last: bool = True  # memory layout of images and weights
@@ -116,6 +117,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": _COUNT,
     "iterations": _COUNT,
     "batch_size": _COUNT,
+    "loss": (lambda value: value in ("ce", "bce"), "ce, bce"),
     "precision": (lambda value: value in ("fp32", "tf32", "bf16"), "fp32, tf32, bf16"),
     "step": (lambda value: value in ("eager", "graph"), "eager, graph"),
     "optim.lr": _POSITIVE,

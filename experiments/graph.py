@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from torch import Generator, Tensor
@@ -17,30 +18,31 @@ class Replayed:
     The first calls run as they are: they are steps of the run like any other, and leave what a recording must find ready (the
     optimizer's state, cuDNN's choices, library handles). So does a batch of another size: an epoch's last one. Whatever the step
     reads from the host is recorded as it was then, so all that changes between steps must be a tensor on the device: the
-    samples, the learning rate, and the generators, whose registered state moves on at every replay.
+    samples, the learning rate, and the generators, whose registered state moves on at every replay. Where a step branches on what the
+    host knows, there is a recording for each branch.
     """
 
     def __init__(self, step: Step, rngs: Iterable[Generator]) -> None:
         self.step, self.rngs = step, list(rngs)
         self.chosen: tuple[Tensor, ...] = ()
-        self.calls = 0
-        self.replay: Callable[[], None] | None = None
+        self.calls: Counter[Hashable] = Counter()
+        self.replays: dict[Hashable, Callable[[], None]] = {}
 
-    def __call__(self, *chosen: Tensor) -> None:
+    def __call__(self, branch: Hashable, *chosen: Tensor) -> None:
         if not self.chosen:
             self.chosen = tuple(one.clone() for one in chosen)
         if chosen[0].shape != self.chosen[0].shape:
             self.step(*chosen)
             return
-        self.calls += 1
-        if self.calls <= WARM_UP:
+        self.calls[branch] += 1
+        if self.calls[branch] <= WARM_UP:
             aside(lambda: self.step(*chosen))
             return
         for kept, one in zip(self.chosen, chosen, strict=True):
             kept.copy_(one)
-        if self.replay is None:
-            self.replay = record(lambda: self.step(*self.chosen), self.rngs)
-        self.replay()
+        if branch not in self.replays:
+            self.replays[branch] = record(lambda: self.step(*self.chosen), self.rngs)
+        self.replays[branch]()
 
 
 def aside(work: Callable[[], None]) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOT_IDENTITY = ("hydra", "experiment", "runtime")  # everything else is: a changed default is another run
+ADDED = {"loss": "ce"}  # keys that came later, with what they mean when they are missing: runs of before keep their ids
 State = Literal["missing", "running", "resumable", "failed", "diverged", "done"]
 
 
@@ -27,7 +28,7 @@ def run_id(cfg: DictConfig) -> str:
     """Ten hex digits of the resolved config: two spellings of one run meet. What must not change a number is left out."""
     content = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(content, dict)
-    content = {key: value for key, value in content.items() if key not in NOT_IDENTITY}
+    content = {key: value for key, value in content.items() if key not in NOT_IDENTITY and (key, value) not in ADDED.items()}
     content["method"] = [[name, _canonical(node)] for name, node in content["method"].items()]  # the order of methods counts
     content["profile"] = {key: value for key, value in content["profile"].items() if key != "seeds"}
     return hashlib.sha256(json.dumps(_canonical(content), sort_keys=True).encode()).hexdigest()[:10]

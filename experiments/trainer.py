@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy, cross_entropy
 
 from data.bundle import Batch, Bundle
 from experiments.config import ConfigError, first_line
@@ -24,8 +24,20 @@ from experiments.optim import SGD, Schedule, clip, groups
 from experiments.rng import generator
 from models.net import Net, record
 from regularizers.base import Pass, Regularizer
+from regularizers.mixing import soft
 
 Row = dict[str, float]
+
+
+def bce(logits: Tensor, target: Tensor) -> Tensor:
+    """The binary cross-entropy of softmax(logits) [N, K] in every class, mean over the N x K: the loss of PuzzleMix's published code.
+
+    target: labels [N] or class probabilities [N, K]. About 2 / K of the cross-entropy, which its learning rates go with.
+    """
+    return binary_cross_entropy(logits.softmax(1).clamp(max=1), soft(target, logits.shape[1]))  # rounding can pass 1
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "bce": bce}
 
 
 class Probe(Protocol):
@@ -74,7 +86,7 @@ class Trainer:
         self.steps_per_epoch, self.epochs = self.length.steps_per_epoch, self.length.epochs
         self.evaluations = frozenset(self.length.evaluations(cfg.evaluate.every, cfg.evaluate.dense))
         self.epoch = self.step = 0
-        self.clock = torch.zeros((), dtype=torch.int64, device=self.device)  # the step once more: a recorded step counts by itself
+        self.clock = 0  # steps taken: `step`, and those that a clock times
         self.passes = self.forwarded = 0  # what was spent: forward-backward passes, and samples in them
         self.rows: list[Row] = []
         self.sums: dict[str, Tensor] = {}
@@ -94,7 +106,7 @@ class Trainer:
         self.lr = math.nan  # none is set yet
         parameters = groups([net, *self.regularizers.values()], cfg.optim, self.device)
         self.optimizer = SGD(parameters, momentum=cfg.optim.momentum, nesterov=cfg.optim.nesterov, fused=True)
-        self.take_step = Replayed(self.step_on, self.rngs.values()) if cfg.step == "graph" else self.step_on
+        self.replayed = Replayed(self.step_on, self.rngs.values()) if cfg.step == "graph" else None
 
     def prepare_methods(self) -> None:
         """Show each method one pass, so that it can size its parameters; in evaluation mode, which leaves the network as it is."""
@@ -112,13 +124,25 @@ class Trainer:
                 raise ConfigError(
                     f"method: {name} is for samples of one label each, and here every one of the {self.bundle.unit} has its own"
                 )
-            method.setup(example)
+            try:
+                method.setup(example)
+            except ValueError as error:
+                raise ConfigError(f"method.{name}: {first_line(error)}") from error
             method.to(self.device)
 
     # the step, from the samples' indices on; nothing in it makes the host wait for the device
 
-    def step_on(self, *samples: Tensor) -> None:
+    def take_step(self, *samples: Tensor) -> None:
         """The step on these training samples: indices [n], and as many for the second batch if a method wants one."""
+        branch = tuple(method.choose(self.clock) for method in self.regularizers.values())
+        if self.replayed is None:
+            self.step_on(*samples)
+        else:
+            self.replayed(branch, *samples)
+        self.clock += 1
+
+    def step_on(self, *samples: Tensor) -> None:
+        """What of it goes to the device."""
         self.train_step(*self.take(*samples))
 
     def take(self, first: Tensor, second: Tensor | None = None) -> tuple[Batch, Batch | None]:
@@ -137,30 +161,31 @@ class Trainer:
 
     def run(self, batch: Batch) -> Pass:
         for method in self.regularizers.values():
-            batch = method.transform(batch, self.net, self.clock)
+            with self.autocast():
+                batch = method.transform(batch, self.net)
         return self.forward(batch)
 
     def loss(self, batch: Batch, second: Batch | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the step minimises, and its terms: the cross-entropy on the first batch and each method's penalty."""
+        """What the step minimises, and its terms: the loss on the first batch and each method's penalty."""
         out = self.run(batch)
         other = self.run(second) if second is not None else None  # a forward of its own: BN sees the two batches apart
         for method in self.regularizers.values():
-            out = replace(out, batch=replace(out.batch, target=method.retarget(out, self.clock)))
+            out = replace(out, batch=replace(out.batch, target=method.retarget(out)))
         self.target = out.batch.target.detach()
-        terms = {"ce": cross_entropy(out.logits.float().flatten(0, -2), out.batch.target.flatten(0, out.logits.dim() - 2))}
+        logits, target = out.logits.float().flatten(0, -2), out.batch.target.flatten(0, out.logits.dim() - 2)
+        terms = {self.cfg.loss: LOSSES[self.cfg.loss](logits, target)}
         for name, method in self.regularizers.items():
             if (penalty := method.penalty(out, other)) is not None:
                 terms[name] = penalty
-        return torch.stack(list(terms.values())).sum() if len(terms) > 1 else terms["ce"], terms
+        return torch.stack(list(terms.values())).sum() if len(terms) > 1 else terms[self.cfg.loss], terms
 
     def train_step(self, batch: Batch, second: Batch | None) -> None:
-        loss, terms = self.loss(batch, second)
         self.optimizer.zero_grad(set_to_none=True)
+        loss, terms = self.loss(batch, second)
         loss.backward()
         if self.cfg.optim.clip is not None:
             clip((p for group in self.optimizer.param_groups for p in group["params"]), self.cfg.optim.clip, self.cfg.optim.clip_each)
         self.optimizer.step()
-        self.clock.add_(1)
         if self.target.is_floating_point():  # soft: the cross-entropy cannot fall below the target's own entropy
             terms["target_entropy"] = torch.special.entr(self.target).sum(-1).mean()
         for name, method in self.regularizers.items():
@@ -190,8 +215,9 @@ class Trainer:
             self.set_lr(history)
             self.take_step(*samples)
             self.step += 1
-            self.passes += len(samples)
-            self.forwarded += sum(map(len, samples))
+            passes = 1 + sum(method.passes for method in self.regularizers.values())
+            self.passes += passes * len(samples)
+            self.forwarded += passes * sum(map(len, samples))
             tick()
             if self.step in self.evaluations:
                 self.rows.append(self.row(start))
@@ -217,12 +243,13 @@ class Trainer:
         count = self.step - self.since
         row: Row = {"step": self.step, "epoch": self.epoch + (self.step - start) / self.steps_per_epoch, "lr": self.lr}
         row |= {f"train/{name}": value for name, value in means(self.sums, count).items()}
-        row["train/perplexity"] = perplexity(row["train/ce"])
+        if "train/ce" in row:
+            row["train/perplexity"] = perplexity(row["train/ce"])
         for split in self.bundle.splits:
             if split != "train":
                 row |= {f"{split}/{name}": value for name, value in self.evaluate(split).items()}
         self.since = self.step
-        for name in ("train/ce", "valid/ce", "test/ce"):
+        for name in (f"train/{self.cfg.loss}", "valid/ce", "test/ce"):
             if not math.isfinite(row.get(name, 0)):
                 raise Diverged(f"{name} is {row[name]} at epoch {row['epoch']:.4g} (step {self.step})")
         return row
@@ -288,4 +315,4 @@ class Trainer:
         for name in ("epoch", "step", "since", "passes", "forwarded", "seconds"):
             setattr(self, name, state[name])
         self.rows, self.lr = list(state["rows"]), math.nan
-        self.clock.fill_(self.step)
+        self.clock = self.step

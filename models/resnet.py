@@ -70,12 +70,13 @@ def resnet(
     in_channels: int = 3,
     stem_stride: int = 1,
     expansion: int = 1,
+    bare_stem: bool = False,
 ) -> Net:
     """A 3x3 stem without pooling, then stages of `blocks[i]` blocks of `widths[i]` channels, each but the first halving the size.
 
-    For [N, in_channels, H, W] of any size; h is the mean over the last map. expansion: see `stages`.
+    For [N, in_channels, H, W] of any size; h is the mean over the last map. expansion: see `stages`. bare_stem: without norm and ReLU.
     """
-    stem = [conv3x3(in_channels, widths[0], stem_stride), norm(widths[0]), *relu()]
+    stem = [conv3x3(in_channels, widths[0], stem_stride), *([] if bare_stem else [norm(widths[0]), *relu()])]
     body = stages(block, widths, blocks, norm, expansion=expansion)
     features = nn.Sequential(*stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Net(features, nn.Linear(expansion * widths[-1], num_classes))

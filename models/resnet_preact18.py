@@ -28,6 +28,15 @@ class ActivatedBlock(nn.Module):
         return self.residual(active) + self.shortcut(x if self.raw else active)
 
 
+def at_least(least: int, width: int) -> None:
+    """Raises ValueError where a 1x1 convolution with stride would have fewer than 16 channels, `width` being below `least`.
+
+    Of so few, PyTorch on a CPU writes where it must not (oneDNN, issue 6035).
+    """
+    if width < least:
+        raise ValueError(f"width: {width} is not allowed; it must be at least {least}")
+
+
 def preact_resnet18(
     num_classes: int, norm: Norm, width: int = 64, stem_stride: int = 1, bottleneck: int | None = None, in_channels: int = 3
 ) -> Net:
@@ -38,7 +47,6 @@ def preact_resnet18(
     width: channels of the first stage; the others have 2, 4, 8 times as many. stem_stride: 2 for 64x64 images. bottleneck: see there.
     Raises ValueError for a width below 16.
     """
-    if width < 16:  # then a CPU writes where it must not: 1x1 convolutions with stride, of few channels (oneDNN, issue 6035)
-        raise ValueError(f"width: {width} is not allowed; it must be at least 16")
+    at_least(16, width)
     widths = [width, 2 * width, 4 * width, 8 * width]
     return squeezed(resnet(num_classes, norm, ActivatedBlock, widths, (2, 2, 2, 2), in_channels, stem_stride), bottleneck)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,8 +38,7 @@ class Regularizer(nn.Module):
     sequences: True says that the method takes those too: h [N, T, d], logits [N, T, K], and a label for each of the T.
     edits: True says that `penalty` puts hooks on activations, which a compiled network would not call.
     steps_per_batch: so many steps are taken on each batch of an epoch, one after the other, augmented anew.
-
-    `step`, which two stages take, is how many steps the run has made before this one: a scalar on the device, int64.
+    passes: forward-backward passes over a batch that the method makes itself in this step, besides the trainer's; for what a run cost.
     """
 
     second_batch: ClassVar[bool] = False
@@ -46,6 +46,7 @@ class Regularizer(nn.Module):
     sequences: ClassVar[bool] = False
     edits: ClassVar[bool] = False
     steps_per_batch: int = 1
+    passes: int = 0
     weight: Tensor
     rng: Generator
 
@@ -57,11 +58,19 @@ class Regularizer(nn.Module):
     def setup(self, example: Pass) -> None:
         """Once, before training: create extra parameters, now that shapes are known."""
 
-    def transform(self, batch: Batch, net: Net, step: Tensor) -> Batch:
-        """Before the forward: what the batch becomes."""
+    def choose(self, step: int) -> Hashable:
+        """Before the step, on the host: what it branches on, such as the kind of the batch; None where all steps are alike.
+
+        step: how many the run has made before this one. A recorded step is recorded for each value that is returned; the step itself
+        reads what the method has kept of the choice.
+        """
+        return None
+
+    def transform(self, batch: Batch, net: Net) -> Batch:
+        """Before the forward, in its precision (autocast): what the batch becomes. Gradients that it leaves on weights are kept."""
         return batch
 
-    def retarget(self, out: Pass, step: Tensor) -> Tensor:
+    def retarget(self, out: Pass) -> Tensor:
         """After the forward: the target that the loss will see."""
         return out.batch.target
 

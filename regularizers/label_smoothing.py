@@ -18,6 +18,6 @@ class LabelSmoothing(Regularizer):
         if not 0 <= smoothing <= 1:
             raise ValueError(f"smoothing: {smoothing} is not between 0 and 1")
 
-    def retarget(self, out: Pass, step: Tensor) -> Tensor:
+    def retarget(self, out: Pass) -> Tensor:
         classes = out.logits.shape[-1]
         return (1 - self.weight) * soft(out.batch.target, classes) + self.weight / classes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from models.net import Net
 from regularizers.base import Pass, Regularizer
 from regularizers.mixing import pairing, soft
 
-LOCAL, GLOBAL, SCHEDULES = ("lambda", "half"), ("learned", "uniform", "none"), ("alternate", "double", "mixed_only")
+GLOBAL, SCHEDULES = ("learned", "uniform", "none"), ("alternate", "double", "mixed_only")
 TOP = 5  # so many of the largest entries of the target are logged, as in figure 2
 
 
@@ -26,6 +28,7 @@ class LaMix(Regularizer):
     Decisions where the paper is silent: protocol sheet, section 0.
     """
 
+    LOCAL: ClassVar[tuple[str, ...]] = ("lambda", "half")
     beta: Tensor
 
     def __init__(
@@ -39,7 +42,7 @@ class LaMix(Regularizer):
         super().__init__()
         if not 0 <= beta <= 1:
             raise ValueError(f"beta: {beta} is not between 0 and 1")
-        options = ("local_label", local_label, LOCAL), ("global_label", global_label, GLOBAL), ("schedule", schedule, SCHEDULES)
+        options = ("local_label", local_label, self.LOCAL), ("global_label", global_label, GLOBAL), ("schedule", schedule, SCHEDULES)
         for key, value, allowed in options:
             if value not in allowed:
                 raise ValueError(f"{key}: {value!r} is not known; allowed: {', '.join(allowed)}")
@@ -49,7 +52,7 @@ class LaMix(Regularizer):
             self.global_label = "none"
         self.steps_per_batch = 2 if schedule == "double" else 1
         self.head: nn.Linear | None = None
-        self.mixed, self.target = torch.ones(()), torch.zeros(1, TOP)  # of the last step: whether it was of pairs, and its targets
+        self.mixed, self.target = True, torch.zeros(1, TOP)  # of the last step: whether it was of pairs, and its targets
 
     def setup(self, example: Pass) -> None:
         """W_t, as the classifier, with torch's start for a linear layer."""
@@ -61,19 +64,27 @@ class LaMix(Regularizer):
             for parameter in self.head.parameters():
                 nn.init.uniform_(parameter, -(units**-0.5), units**-0.5, generator=self.rng)
 
-    def transform(self, batch: Batch, net: Net, step: Tensor) -> Batch:
+    def choose(self, step: int) -> Hashable:
+        self.mixed = self.schedule == "mixed_only" or step % 2 == 1
+        return self.mixed
+
+    def transform(self, batch: Batch, net: Net) -> Batch:
         device = batch.x.device
         lam = torch.full((), 0.5, device=device)
         if self.local_label == "lambda":
             lam.uniform_(generator=self.rng)
         partner = pairing(len(batch.x), self.rng, device)
-        self.mixed = torch.ones_like(step, dtype=torch.bool) if self.schedule == "mixed_only" else step % 2 == 1
-        partner = torch.where(self.mixed, partner, torch.arange(len(partner), device=device))
         target = soft(batch.target, net.classifier.out_features)
-        x = 0.5 * (batch.x + batch.x[partner])  # exactly x where the partner is the image itself
-        return replace(batch, x=x, target=torch.lerp(target[partner], target, lam))
+        if not self.mixed:
+            return replace(batch, target=target)
+        x, share = self.mix(batch, partner, lam, net)
+        return replace(batch, x=x, target=torch.lerp(target[partner], target, share))
 
-    def retarget(self, out: Pass, step: Tensor) -> Tensor:
+    def mix(self, batch: Batch, partner: Tensor, lam: Tensor, net: Net) -> tuple[Tensor, Tensor]:
+        """The images, each mixed with its partner [N], and the share of its own label in the local one: lam, a scalar, or [N, 1]."""
+        return 0.5 * (batch.x + batch.x[partner]), lam
+
+    def retarget(self, out: Pass) -> Tensor:
         target = self.joined(soft(out.batch.target, out.logits.shape[1]), out.features.float())
         self.target = target.detach()
         return target
@@ -93,5 +104,5 @@ class LaMix(Regularizer):
     def logged(self) -> dict[str, Tensor]:
         """The largest entries of the target, each step's mean over the batch: of pairs, and of single images (figure 2)."""
         top = self.target.topk(min(TOP, self.target.shape[1])).values.mean(0)
-        share = self.mixed.to(top.dtype)
+        share = top.new_full((), float(self.mixed))
         return {"mixed": share, "target_mixed": share * top, "target_clean": (1 - share) * top}

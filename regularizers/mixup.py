@@ -29,7 +29,7 @@ class Mixup(Regularizer):
             raise ValueError(f"prob: {prob} is not between 0 and 1")
         self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float64), persistent=False)
 
-    def transform(self, batch: Batch, net: Net, step: Tensor) -> Batch:
+    def transform(self, batch: Batch, net: Net) -> Batch:
         partner = pairing(len(batch.x), self.rng, batch.x.device)
         target = soft(batch.target, net.classifier.out_features)
         return self.mix(replace(batch, target=target), partner, ratio(self.alpha, self.weight, self.rng))

@@ -15,6 +15,8 @@ NORMS = [name for name in options("norm") if name != "rbn"]  # which lstm alone 
 NARROW = {
     "preact_resnet18": ["model.width=16"],
     "resnet50": ["model.width=8"],
+    "puzzle_resnet18": ["model.width=16"],
+    "puzzle_resnet50": ["model.width=8"],
     "densenet121": ["model.growth=8", "model.blocks=[2,4,3,2]"],
     "wrn28_10": ["model.depth=16", "model.width=1"],
 }

@@ -79,7 +79,7 @@ def test_usual_loop_takes_the_same_steps_as_the_suite(more):
         losses = next(loop)
     sums = [0.0]
     for chosen in torch.arange(60).split(20):
-        trainer.step_on(chosen)
+        trainer.take_step(chosen)
         sums.append(float(trainer.sums["ce"]))
     ours = torch.tensor(sums).double().diff()
     assert len(losses) == 3
@@ -154,7 +154,7 @@ def test_both_sides_see_as_many_images(monkeypatch):
     assert len(epochs.sized(cfg, bundle, None).splits["train"][1]) == 90
 
     seen = []
-    monkeypatch.setattr(epochs.Trainer, "step_on", lambda self, chosen: seen.append(chosen) or self.sums.update(ce=torch.zeros(())))
+    monkeypatch.setattr(epochs.Trainer, "take_step", lambda self, chosen: seen.append(chosen) or self.sums.update(ce=torch.zeros(())))
     side = epochs.whole_suite(cfg, 90)
     side.step()
     side.close()

@@ -36,7 +36,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 def replayed(*overrides: str) -> Trainer:
     made = trainer(*overrides)
-    made.take_step = Replayed(made.step_on, made.rngs.values())
+    made.replayed = Replayed(made.step_on, made.rngs.values())
     return made
 
 
@@ -48,6 +48,19 @@ def test_replayed_steps_are_the_steps(method: str, recordings: list[list[int]]) 
     assert same(made.state()["net"], train(f"method={method}", *PARTIAL, epochs=3).state()["net"])
     assert [row["lr"] for row in made.rows] == pytest.approx([0.05, 0.01, 0.002])
     assert recordings == [[1] * (9 - WARM_UP)]  # of nine full batches; the smaller ones run as they are
+
+
+@pytest.mark.parametrize(("method", "branches"), [("lamix", 2), ("puzzlemix", 2), ("lamix_puzzle", 3), ("[puzzlemix,lamix]", 4)])
+def test_each_branch_is_recorded(method: str, branches: int, recordings: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """LaMix's clean and mixed batches, PuzzleMix's grids: two of them, on digits. What is replayed is what was chosen."""
+    monkeypatch.setattr(graph, "WARM_UP", 1)
+    words = [f"method={method}", "batch_size=10", "epochs=4", "schedule.at=[2,3]"]
+    made = replayed(*words)
+    for _ in range(4):
+        made.train_epoch()
+    assert same(made.state()["net"], train(*words, epochs=4).state()["net"])
+    assert len(recordings) == len(made.replayed.replays) == branches
+    assert sum(map(len, recordings)) == 40 - branches
 
 
 def test_replayed_windows_are_the_windows(recordings: list[list[int]]) -> None:
@@ -85,9 +98,9 @@ def test_samples_are_copied_to_where_the_recording_reads_them() -> None:
         patch.setattr(graph, "record", lambda work, rngs: work)
         patch.setattr(graph, "aside", lambda work: work())
         for number in range(6):
-            step(torch.full((2,), number), torch.full((2,), 10 * number))
-        step(torch.full((1,), 7), torch.full((1,), 70))
-        step(torch.full((2,), 8), torch.full((2,), 80))
+            step(None, torch.full((2,), number), torch.full((2,), 10 * number))
+        step(None, torch.full((1,), 7), torch.full((1,), 70))
+        step(None, torch.full((2,), 8), torch.full((2,), 80))
     assert seen == [[number, 10 * number] for number in (0, 1, 2, 3, 4, 5, 7, 8)]
 
 
@@ -100,10 +113,10 @@ def test_samples_are_copied_to_where_the_recording_reads_them() -> None:
 def test_a_step_on_a_gpu_does_not_wait(model: str, method: str, precision: str) -> None:
     made = trainer(*small(model), f"method={method}", f"precision={precision}", "runtime.device=cuda")
     first, second = list(made.samples())
-    made.step_on(*first)
+    made.take_step(*first)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        made.step_on(*second)
+        made.take_step(*second)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -114,7 +127,7 @@ def test_graph_is_eager_within_rounding(model: str, method: str) -> None:
     """Few steps, so that rounding has no time to grow; all are replayed but the first ones."""
     words = [*small(model), f"method={method}", "profile.train=100", "epochs=1", "optim.lr=0.001", "runtime.device=cuda"]
     eager, recorded = train(*words, epochs=1), train(*words, "step=graph", epochs=1)
-    assert isinstance(recorded.take_step, Replayed) and recorded.take_step.replay is not None
+    assert isinstance(recorded.replayed, Replayed) and recorded.replayed.replays
     assert recorded.rows[0]["train/ce"] == pytest.approx(eager.rows[0]["train/ce"], rel=1e-3)
     for name, value in eager.net.state_dict().items():
         torch.testing.assert_close(recorded.net.state_dict()[name], value, rtol=1e-2, atol=1e-3)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from nets import small
-from test_mixing import STEP, batch, method, net
+from test_mixing import at, batch, method, net
 from test_regularizers import made
 from test_trainer import data_home, same, train, trainer
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from regularizers.mixing import soft
 
 __all__ = ["data_home"]  # a fixture
 pytestmark = pytest.mark.usefixtures("one_thread")
-CLEAN, MIXED = STEP, STEP + 1
+CLEAN, MIXED = 0, 1
 
 
 def ready(classes: int = 10, units: int = 7, scale: float = 1.0, **options: Any) -> LaMix:
@@ -69,12 +69,12 @@ def test_the_target_is_that_of_the_formula() -> None:
     """Eqs. 2, 9, 10, by loops."""
     one, given = ready(beta=0.3), batch(6, 10)
     state = one.rng.get_state()
-    mixed = one.transform(given, net(10), MIXED)
+    mixed = at(MIXED, one).transform(given, net(10))
     one.rng.set_state(state)
     lam = torch.empty(()).uniform_(generator=one.rng)
     partner = torch.rand(6, generator=one.rng).argsort()
     out = passed(mixed, 10)
-    target = one.retarget(out, MIXED)
+    target = one.retarget(out)
     for i, j in enumerate(partner.tolist()):
         torch.testing.assert_close(mixed.x[i], 0.5 * given.x[i] + 0.5 * given.x[j])
         u = [sum(one.head.weight[k, a] * out.features[i, a] for a in range(7)) + one.head.bias[k] for k in range(10)]
@@ -89,8 +89,8 @@ def test_targets_are_distributions_above_their_local_part(options: dict[str, str
     """P-L2."""
     one, given = ready(scale=30, **options), batch(20, 10)
     for step in range(4):
-        mixed = one.transform(given, net(10), STEP + step)
-        target = one.retarget(passed(mixed, 10), STEP + step)
+        mixed = at(step, one).transform(given, net(10))
+        target = one.retarget(passed(mixed, 10))
         assert (target.sum(1) - 1).abs().max() < 1e-6 and (target >= 0.5 * mixed.target).all()
         if not step % 2 and options.get("schedule") != "mixed_only":
             true = target.gather(1, given.y[:, None])
@@ -106,7 +106,7 @@ def test_the_average_does_not_know_the_order_or_the_ratio() -> None:
         one.rng.manual_seed(seed)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(lamix, "pairing", lambda count, rng, device: swap)
-            mixed = one.transform(given, net(10), MIXED)
+            mixed = at(MIXED, one).transform(given, net(10))
         assert torch.equal(mixed.x[0], mixed.x[1])
         assert mixed.target[0, 3] == pytest.approx(1 - mixed.target[1, 3].item()) and torch.equal(mixed.x[0], 0.5 * given.x.sum(0))
         assert mixed.target[0, 3].item() not in (0.0, 0.5, 1.0)
@@ -147,8 +147,8 @@ def test_in_expectation_the_local_labels_are_the_same(detached: bool, loss: str)
 def test_the_gradient_is_the_printed_one() -> None:
     """P-L5: dE / du_k = (1 - beta) s_k (1 - s_k) p_k (-log yhat_k + sum_j p_j log yhat_j), u = W_t h, over the samples' mean."""
     one, given = ready(beta=0.3), batch(6, 10)
-    out = passed(one.transform(given, net(10), MIXED), 10)
-    cross_entropy(out.logits, one.retarget(out, MIXED)).backward()
+    out = passed(at(MIXED, one).transform(given, net(10)), 10)
+    cross_entropy(out.logits, one.retarget(out)).backward()
     h, log = out.features.detach().double(), out.logits.detach().double().log_softmax(1)
     u = h @ one.head.weight.detach().double().T + one.head.bias.detach().double()
     s = 1 / (1 + torch.exp(-u))
@@ -165,8 +165,8 @@ def test_without_the_attached_label_the_target_is_a_constant(options: dict[str, 
     """P-L5: nothing reaches W_t, and the network's gradient is that of the cross-entropy with a constant target."""
     one, given = ready(**options), batch(6, 10)
     assert (one.head is None) == ("detach_global" not in options)
-    out = passed(one.transform(given, net(10), MIXED), 10)
-    target = one.retarget(out, MIXED)
+    out = passed(at(MIXED, one).transform(given, net(10)), 10)
+    target = one.retarget(out)
     cross_entropy(out.logits, target).backward()
     assert out.features.grad is None and all(parameter.grad is None for parameter in one.parameters())
     again = out.logits.detach().requires_grad_()
@@ -183,9 +183,9 @@ def test_the_loss_has_a_floor(classes: int, least: float, on: int) -> None:
     one = ready(classes, units=classes)
     given = replace(batch(4, classes), y=torch.arange(4) % classes, target=torch.arange(4) % classes)
     for scale in (0, 1, 10):
-        out = passed(one.transform(given, net(classes), CLEAN), classes, units=classes)
+        out = passed(at(CLEAN, one).transform(given, net(classes)), classes, units=classes)
         out = replace(out, logits=scale * out.logits)
-        target = one.retarget(out, CLEAN)
+        target = one.retarget(out)
         loss, entropy = cross_entropy(out.logits, target), torch.special.entr(target).sum(1).mean()
         assert loss >= entropy - 1e-5 and loss > least
     h = torch.zeros(4, classes)
@@ -195,8 +195,8 @@ def test_the_loss_has_a_floor(classes: int, least: float, on: int) -> None:
     with torch.no_grad():
         one.head.weight.copy_(400 * on * torch.eye(classes))
         one.head.bias.fill_(-200)
-    out = replace(passed(one.transform(given, net(classes), CLEAN), classes), features=h)
-    target = one.retarget(out, CLEAN).detach()
+    out = replace(passed(at(CLEAN, one).transform(given, net(classes)), classes), features=h)
+    target = one.retarget(out).detach()
     assert cross_entropy(target.log(), target).item() == pytest.approx(least, abs=2e-4)
 
 
@@ -206,10 +206,10 @@ def test_the_loss_has_a_floor(classes: int, least: float, on: int) -> None:
 def test_a_clean_batch_is_a_mixed_one_with_itself() -> None:
     """P-L7, bit for bit."""
     given = batch(6, 10)
-    clean = ready().transform(given, net(10), CLEAN)
+    clean = at(CLEAN, ready()).transform(given, net(10))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lamix, "pairing", lambda count, rng, device: torch.arange(count))
-        mixed = ready().transform(given, net(10), MIXED)
+        mixed = at(MIXED, ready()).transform(given, net(10))
     assert torch.equal(clean.x, given.x) and torch.equal(mixed.x, given.x)
     assert torch.equal(clean.target, soft(given.y, 10)) and torch.equal(mixed.target, clean.target)
 
@@ -220,9 +220,9 @@ def test_without_global_label_and_ratio_it_is_mixup_at_a_half() -> None:
     one = ready(beta=1, local_label="half")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lamix, "pairing", lambda count, rng, device: partner)
-        ours = one.transform(given, net(10), MIXED)
+        ours = at(MIXED, one).transform(given, net(10))
     theirs = method("mixup").mix(replace(given, target=soft(given.y, 10)), partner, torch.tensor(0.5))
-    target = one.retarget(passed(ours, 10), MIXED)
+    target = one.retarget(passed(ours, 10))
     torch.testing.assert_close(ours.x, theirs.x, rtol=1e-6, atol=1e-7)
     assert torch.equal(target, theirs.target)
 
@@ -233,9 +233,8 @@ def kinds(*overrides: str, epochs: int = 3) -> tuple[list[bool], Any]:
     one = run.regularizers["lamix"]
     transform = one.transform
 
-    def watched(given: Batch, net: Net, step: Tensor) -> Batch:
-        changed = transform(given, net, step)
-        assert int(step) == len(seen)
+    def watched(given: Batch, net: Net) -> Batch:
+        changed = transform(given, net)
         seen.append(not torch.equal(changed.x, given.x))
         return changed
 
@@ -250,17 +249,16 @@ def test_every_other_step_is_clean() -> None:
     seen, run = kinds("epochs=3")
     assert seen == [False, True] * 7 + [False] and run.steps_per_epoch == 5
     assert [row["train/lamix/mixed"] for row in run.rows] == pytest.approx([0.4, 0.6, 0.4])
-    assert (run.passes, run.forwarded, int(run.clock)) == (15, 300, 15)
+    assert (run.passes, run.forwarded, run.clock) == (15, 300, 15)
     known = facts(run.cfg, run)  # what result.json says of the cost
     assert (known["steps"], known["passes"], known["forwarded"]) == (15, 15, 300)
 
 
-def test_the_recorded_step_alternates_without_the_host() -> None:
-    """A replay calls no Python: the count of steps is on the device."""
+def test_steps_that_are_only_timed_alternate_too() -> None:
     run = trainer("method=lamix")
     for samples in run.samples():
-        run.step_on(*samples)  # nobody tells it the step
-    assert run.step == 0 and int(run.clock) == 5 and run.sums["lamix/mixed"] == 2
+        run.take_step(*samples)  # not by train_epoch, which counts the run's own steps
+    assert run.step == 0 and run.clock == 5 and run.sums["lamix/mixed"] == 2
 
 
 def test_double_takes_both_steps_of_each_batch() -> None:
@@ -317,8 +315,8 @@ def test_the_targets_are_logged() -> None:
     one = run.regularizers["lamix"]
     retarget = one.retarget
 
-    def watched(out: Pass, step: Tensor) -> Tensor:
-        target = retarget(out, step)
+    def watched(out: Pass) -> Tensor:
+        target = retarget(out)
         tops.append([sorted(row, reverse=True)[:5] for row in target.tolist()])
         return target
 
@@ -355,13 +353,13 @@ def clusters(kind: type[LaMix], **options: Any) -> tuple[dict[int, list[float]],
     one.setup(Pass(drawn(2), h, model.classifier(h), ()))
     optimizer = torch.optim.SGD([*model.parameters(), *one.parameters()], lr=0.1, momentum=0.9, weight_decay=1e-4)
     for step in range(602):
-        given = one.transform(drawn(128), model, STEP + step)
+        given = at(step, one).transform(drawn(128), model)
         h = features(given.x)
         out = Pass(given, h, model.classifier(h), ())
         if step in (51, 601):
             tops[step] = one.soft_label(h.detach()).topk(2).values.mean(0).tolist()
         optimizer.zero_grad()
-        cross_entropy(out.logits, one.retarget(out, STEP + step)).backward()
+        cross_entropy(out.logits, one.retarget(out)).backward()
         optimizer.step()
     test = drawn(2000)
     return tops, (model(test.x).argmax(1) == test.y).float().mean().item()

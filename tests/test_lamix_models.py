@@ -46,6 +46,8 @@ def exact(net: Net) -> tuple[Net, Tensor]:
         ("lenet", "bn", [62_006 + 2 * 226, 69_656 + 2 * 226], {BatchNorm: 4, nn.Conv2d: 2}),
         ("densenet121", "bn", [6_956_298, 7_048_548], {BatchNorm: 120, nn.Conv2d: 120}),
         ("wrn28_10", "bn", [36_479_194, 36_536_884], {BatchNorm: 25, nn.Conv2d: 28}),
+        ("puzzle_resnet18", "bn", [11_171_146, 11_217_316], {BatchNorm: 16, nn.Conv2d: 20}),  # neither the stem's nor a last one
+        ("puzzle_resnet50", "bn", [23_509_066, 23_693_476], {BatchNorm: 48, nn.Conv2d: 53}),
     ],
 )
 def test_printed_sizes(model: str, norm: str, counts: list[int], layers: dict[type[nn.Module], int]) -> None:
@@ -57,10 +59,11 @@ def test_printed_sizes(model: str, norm: str, counts: list[int], layers: dict[ty
     assert pools == ([] if model == "lenet" else [len(nets[0].features) - 2])
 
 
-def by_hand(net: Net, x: Tensor, stages: list[tuple[int, int]], raw: bool) -> Tensor:
-    """Logits in training of two pre-activation nets, from the parameters as listed: `stages` of so many blocks and such a stride.
+def by_hand(net: Net, x: Tensor, stages: list[tuple[int, int]], convolutions: int, raw: bool, last: bool) -> Tensor:
+    """Logits in training of pre-activation nets, from the parameters as listed: `stages` of so many blocks and such a stride.
 
-    raw: Zagoruyko's, where an identity takes the block's input, the end has norm and ReLU, and the stem has none; else the other way.
+    convolutions: of a block; the last but one has the stride. raw: an identity takes the block's input, and the stem has no norm and
+    ReLU; else what the block's first ReLU gives, and it has. last: norm and ReLU come at the end (Zagoruyko's).
     """
     listed = iter(net.parameters())
     take = listed.__next__
@@ -70,30 +73,33 @@ def by_hand(net: Net, x: Tensor, stages: list[tuple[int, int]], raw: bool) -> Te
 
     x = F.conv2d(x, take(), padding=1)
     x = x if raw else active(x)
-    for stage, (count, stride) in enumerate(stages):
+    for count, stride in stages:
         for block in range(count):
-            a = active(x)
-            first = block == 0 and (stage > 0 or raw)  # a wider stage, or half the size
-            out = F.conv2d(a, take(), stride=stride if block == 0 else 1, padding=1)
-            out = F.conv2d(active(out), take(), padding=1)
-            x = out + (F.conv2d(a, take(), stride=stride) if first else x if raw else a)
-    x = active(x) if raw else x
+            a = out = active(x)
+            for place in range(convolutions):
+                out, weight = active(out) if place else a, take()
+                here = stride if block == 0 and place == convolutions - 2 else 1
+                out = F.conv2d(out, weight, stride=here, padding=weight.shape[2] // 2)
+            x = out + (F.conv2d(a, take(), stride=stride) if out.shape != x.shape else x if raw else a)
+    x = active(x) if last else x
     logits = F.linear(x.mean((2, 3)), take(), take())
     assert next(listed, None) is None
     return logits
 
 
 @pytest.mark.parametrize(
-    ("options", "stages", "raw"),
+    ("options", "stages", "convolutions", "raw", "last"),
     [
-        (["model=preact_resnet18", "model.width=16"], [(2, 1), (2, 2), (2, 2), (2, 2)], False),
-        (["model=wrn28_10", "model.depth=16", "model.width=2"], [(2, 1), (2, 2), (2, 2)], True),
+        (["model=preact_resnet18", "model.width=16"], [(2, 1), (2, 2), (2, 2), (2, 2)], 2, False, False),
+        (["model=puzzle_resnet18", "model.width=16"], [(2, 1), (2, 2), (2, 2), (2, 2)], 2, True, False),
+        (["model=puzzle_resnet50", "model.width=8"], [(3, 1), (4, 2), (6, 2), (3, 2)], 3, True, False),
+        (["model=wrn28_10", "model.depth=16", "model.width=2"], [(2, 1), (2, 2), (2, 2)], 2, True, True),
     ],
 )
-def test_pre_activation_nets_by_hand(options: list[str], stages: list[tuple[int, int]], raw: bool) -> None:
+def test_pre_activation_nets_by_hand(options: list[str], stages: list[tuple[int, int]], convolutions: int, raw: bool, last: bool) -> None:
     net, x = exact(whole(*options, "norm=bn"))
-    torch.testing.assert_close(net(x), by_hand(net, x, stages, raw), rtol=1e-9, atol=1e-9)
-    assert (net.features(x).min() < 0) == (not raw)  # a ReLU comes last in one of them
+    torch.testing.assert_close(net(x), by_hand(net, x, stages, convolutions, raw, last), rtol=1e-9, atol=1e-9)
+    assert (net.features(x).min() < 0) == (not last)  # a ReLU comes last in one of them
 
 
 def test_resnet50_is_torchvisions_but_for_the_stem() -> None:
@@ -127,7 +133,7 @@ def test_lenet_is_what_it_says() -> None:
     assert kinds == f"Conv2d {block} MaxPool2d Conv2d {block} MaxPool2d Flatten Linear {block} Linear {block}"
 
 
-@pytest.mark.parametrize("model", ["preact_resnet18", "resnet50"])
+@pytest.mark.parametrize("model", ["preact_resnet18", "resnet50", "puzzle_resnet18", "puzzle_resnet50"])
 @pytest.mark.parametrize(("stride", "size"), [(1, 8), (2, 4)])
 def test_a_stem_with_stride_is_for_larger_images(model: str, stride: int, size: int) -> None:
     net = whole(f"model={model}", *NARROW[model], f"model.stem_stride={stride}")
@@ -153,3 +159,12 @@ def test_weights_start_as_torchs(model: str) -> None:
 def test_a_depth_of_no_wide_resnet_is_refused(depth: int) -> None:
     with pytest.raises(ValueError, match=rf"^depth: {depth} is not allowed; it must be 6n \+ 4: 10, 16, 22, 28, \.\.\.$"):
         whole("model=wrn28_10", f"model.depth={depth}")
+
+
+@pytest.mark.parametrize(("model", "least"), [("preact_resnet18", 16), ("puzzle_resnet18", 16), ("puzzle_resnet50", 4)])
+def test_a_width_that_a_cpu_computes_wrongly_is_refused(model: str, least: int) -> None:
+    """With the least allowed, no 1x1 convolution with stride has fewer than 16 channels (oneDNN, issue 6035)."""
+    convolutions = [module for module in whole(f"model={model}", f"model.width={least}").modules() if isinstance(module, nn.Conv2d)]
+    assert min(one.in_channels for one in convolutions if one.kernel_size == (1, 1) and one.stride == (2, 2)) == 16
+    with pytest.raises(ValueError, match=f"^width: {least - 1} is not allowed; it must be at least {least}$"):
+        whole(f"model={model}", f"model.width={least - 1}")

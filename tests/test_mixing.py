@@ -26,7 +26,6 @@ from regularizers.mixing import pairing, ratio, soft
 __all__ = ["data_home"]  # a fixture
 pytestmark = pytest.mark.usefixtures("one_thread")
 METHODS = ("mixup", "cutmix", "lamix")
-STEP = torch.zeros((), dtype=torch.int64)
 
 
 def net(classes: int) -> Net:
@@ -45,6 +44,12 @@ def method(name: str, seed: int = 0, **options: Any) -> Any:
     return one
 
 
+def at(step: int, one: Any) -> Any:
+    """The method, as it is in that step."""
+    one.choose(step)
+    return one
+
+
 def hot(one: Batch, classes: int) -> Batch:
     return Batch(one.x, one.y, soft(one.y, classes))
 
@@ -57,7 +62,7 @@ def hot(one: Batch, classes: int) -> Batch:
 def test_targets_are_distributions(name: str, classes: int) -> None:
     one, given = method(name), batch(20, classes)
     for step in range(4):
-        mixed = one.transform(given, net(classes), STEP + step)
+        mixed = at(step, one).transform(given, net(classes))
         assert mixed.target.shape == (20, classes) and mixed.target.dtype == torch.float32
         assert (mixed.target >= 0).all() and (mixed.target.sum(1) - 1).abs().max() < 1e-6
         assert torch.equal(mixed.y, given.y) and mixed.x.shape == given.x.shape
@@ -143,7 +148,7 @@ def test_only_some_batches_are_mixed(prob: float) -> None:
     given = batch()
     for name in ("mixup", "cutmix"):
         one = method(name, prob=prob)
-        kept = [torch.equal(one.transform(given, net(4), STEP).x, given.x) for _ in range(400)]
+        kept = [torch.equal(one.transform(given, net(4)).x, given.x) for _ in range(400)]
         low = prob - 4 * math.sqrt(prob * (1 - prob) / 400)
         assert low < 1 - sum(kept) / 400 < prob + 0.12
 
@@ -204,9 +209,9 @@ def test_the_mean_area_that_is_left(size: int, wanted: float) -> None:
     assert total == pytest.approx(wanted, abs=1e-3)
     one, given = (
         method("cutmix", prob=1),
-        Batch(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, size, size), STEP.expand(2), STEP.expand(2)),
+        Batch(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, size, size), torch.zeros(2).long(), torch.zeros(2).long()),
     )
-    kept = [one.transform(given, net(2), STEP).x[0].mean().item() for _ in range(3000)]
+    kept = [one.transform(given, net(2)).x[0].mean().item() for _ in range(3000)]
     swapped = [1 - value for value in kept if value > 0]  # the other half of the batches pairs each image with itself
     assert len(swapped) > 1300
     assert sum(swapped) / len(swapped) == pytest.approx(wanted, abs=0.02)
@@ -287,7 +292,7 @@ def test_what_is_trained_on(name: str) -> None:
     state = one.rng.get_state()
     loss, terms = run.loss(drawn, None)
     one.rng.set_state(state)
-    mixed = one.transform(drawn, run.net, run.clock)
+    mixed = one.transform(drawn, run.net)
     assert list(terms) == ["ce"]
     if name != "lamix":
         log = run.net(mixed.x).log_softmax(1)

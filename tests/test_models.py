@@ -48,6 +48,14 @@ TAPS: dict[str, list[tuple[int, ...]]] = {
         for before in [min(2 * size, 32), *[size] * (count - 1)]
         for units in [(width, before, before), (width, size, size), (4 * width, size, size)]
     ],
+    "puzzle_resnet18": [(16, 32, 32)] * 5 + [(32, 16, 16)] * 4 + [(64, 8, 8)] * 4 + [(128, 4, 4)] * 3,
+    # a bottleneck's input, and twice its channels inside, before and after the stride
+    "puzzle_resnet50": [
+        units
+        for first, width, size, count in ((8, 8, 32, 3), (32, 16, 16, 4), (64, 32, 8, 6), (128, 64, 4, 3))
+        for channels, before in [(first, min(2 * size, 32)), *[(4 * width, size)] * (count - 1)]
+        for units in [(channels, before, before), (width, before, before), (width, size, size)]
+    ],
     "lenet": [(6, 28, 28), (16, 10, 10), (120,), (84,)],
     # each layer's input and its 32 channels inside; after each block, its transition's input, or the end
     "densenet121": [
@@ -59,6 +67,7 @@ TAPS: dict[str, list[tuple[int, ...]]] = {
 # of the last hidden layer
 WIDTH = {"net2c": 100, "net5c": 512, "vgg13": 512, "resnet18": 512, "mobilenet": 1024, "cnn11": 300, "resnet56": 64, "resnet110": 64}
 WIDTH |= {"preact_resnet18": 128, "resnet50": 256, "lenet": 84, "densenet121": 40, "wrn28_10": 64}
+WIDTH |= {"puzzle_resnet18": 128, "puzzle_resnet50": 256}
 MODELS = [*IMAGE, "resnet110"]
 EVERY = [(model, norm) for model in MODELS for norm in NORMS]
 every = pytest.mark.parametrize(("model", "norm"), EVERY)

@@ -100,8 +100,8 @@ def alone(method: str) -> set[str]:
 def test_base_changes_nothing() -> None:
     base, out = Regularizer(), passed([0, 1, 2], 3)
     net = Net(torch.nn.Identity(), torch.nn.Linear(2, 2))
-    assert base.transform(out.batch, net, 0) is out.batch
-    assert base.retarget(out, 0) is out.batch.target
+    assert base.transform(out.batch, net) is out.batch
+    assert base.retarget(out) is out.batch.target
     assert base.penalty(out, out) is None
     assert base.active and not Regularizer(0).active and not base.second_batch
 
@@ -112,7 +112,7 @@ def test_base_changes_nothing() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.35, 1.0])
 def test_label_smoothing_of_hard_targets(smoothing: float) -> None:
     out = passed([2, 0, 3, 3], 4)
-    target = LabelSmoothing(smoothing).retarget(out, 0)
+    target = LabelSmoothing(smoothing).retarget(out)
     for row, label in zip(target.tolist(), [2, 0, 3, 3], strict=True):
         assert row == pytest.approx([(1 - smoothing) * (k == label) + smoothing / 4 for k in range(4)], abs=1e-7)
     theirs = cross_entropy(out.logits, out.batch.y, label_smoothing=smoothing)
@@ -123,7 +123,7 @@ def test_label_smoothing_of_hard_targets(smoothing: float) -> None:
 def test_label_smoothing_of_soft_targets(smoothing: float) -> None:
     out = passed([2, 0, 3, 3], 4)
     soft = torch.rand(4, 4, generator=torch.Generator().manual_seed(5)).softmax(1)
-    target = LabelSmoothing(smoothing).retarget(replace(out, batch=replace(out.batch, target=soft)), 0)
+    target = LabelSmoothing(smoothing).retarget(replace(out, batch=replace(out.batch, target=soft)))
     for row, given in zip(target.tolist(), soft.tolist(), strict=True):
         assert row == pytest.approx([(1 - smoothing) * p + smoothing / 4 for p in given], abs=1e-6)
     theirs = cross_entropy(out.logits, soft.double(), label_smoothing=smoothing)
@@ -134,7 +134,7 @@ def test_label_smoothing_of_sequences() -> None:
     out = passed([0, 1], 3)
     words = torch.tensor([[0, 2], [1, 1]])
     logits = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
-    target = LabelSmoothing(0.3).retarget(replace(out, logits=logits, batch=replace(out.batch, target=words)), 0)
+    target = LabelSmoothing(0.3).retarget(replace(out, logits=logits, batch=replace(out.batch, target=words)))
     assert target.shape == (2, 2, 3)
     assert target[0, 1].tolist() == pytest.approx([0.1, 0.1, 0.8]) and target[1, 0].tolist() == pytest.approx([0.1, 0.8, 0.1])
 

@@ -129,10 +129,10 @@ def runs(tmp_path: Path, rows: list[Row], evaluations: dict[str, list[dict[str, 
 def test_targets_are_means_over_the_steps_of_each_kind(tmp_path: Path) -> None:
     """Of a real run, whose epochs have two or three mixed steps of five, against its steps one by one."""
     made, seen = trainer("method=lamix", "epochs=3"), []
-    step_on = made.step_on
+    take_step = made.take_step
 
     def watched(*samples: torch.Tensor) -> None:
-        step_on(*samples)
+        take_step(*samples)
         top = made.target.sort(1, descending=True).values[:, :5].mean(0).tolist()
         seen.append((bool(made.regularizers["lamix"].mixed), top))
 

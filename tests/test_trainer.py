@@ -361,10 +361,10 @@ def step_calls(*overrides: str) -> tuple[Calls, Calls]:
     """The dispatcher calls of the second training step, and of its optimizer alone."""
     made = trainer(*overrides)
     samples = itertools.chain.from_iterable(made.samples() for _ in itertools.count())
-    made.step_on(*next(samples))
+    made.take_step(*next(samples))
     chosen = next(samples)
     with Calls() as whole:
-        made.step_on(*chosen)
+        made.take_step(*chosen)
     with Calls() as update:
         made.optimizer.step()
     return whole, update

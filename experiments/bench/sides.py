@@ -111,7 +111,8 @@ def suite(cfg: DictConfig) -> Side:
                 yield
 
     endless = steps()
-    warm = WARM_UP + 2 if cfg.step == "graph" else 1  # the recording, and a first replay
+    # the recordings, one for each branch of a step, and a first replay
+    warm = (10 if cfg.method else 1) * (WARM_UP + 2) if cfg.step == "graph" else 1
     return Side(lambda: next(endless), trainer.device, cfg.precision == "tf32", warm)
 
 
@@ -146,7 +147,7 @@ def full_batches(cfg: DictConfig, bundle: Bundle) -> int:
 def optimizer(cfg: DictConfig) -> Side:
     """The optimizer alone, on the gradients of one step."""
     trainer = make_trainer(cfg)
-    trainer.step_on(*next(trainer.samples()))
+    trainer.take_step(*next(trainer.samples()))
     return Side(trainer.optimizer.step, trainer.device)
 
 

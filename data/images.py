@@ -14,7 +14,7 @@ from data.augment import crop_flip, prepared
 from data.bundle import Bundle
 from data.formats import DataError, Raw, Shape
 from data.sources import load
-from data.standardise import multiply_add, normalise, position_maps
+from data.standardise import channel_statistics, multiply_add, normalise, position_maps
 from data.subsets import first, held_out
 
 
@@ -60,7 +60,8 @@ class Images:
         train, test: class-balanced subsets of so many images, the same ones for every seed; None: all.
         padding, flip: training images are cropped at random after padding of so many pixels, and mirrored half of the time.
         test_augment: the test images are augmented too, once for all, as the ITDM authors' code does with STL10's.
-        standardise: "channels", by `mean` and `std`, after black padding; or "pixels", each position by its own mean and deviation over
+        standardise: "channels", by `mean` and `std`, after black padding; or "channels_own", by those of the training images, to which a
+            published `std` need not belong; or "pixels", each position by its own mean and deviation over
             the training images, before padding with 0, which is then the mean (VCL's published code, as PER uses it); or
             "pixels_variance", the same by its variance (the code of Unitization's authors).
         valid: the part of the training images that is held out as the split "valid", the same ones for every seed; each class gives its
@@ -74,9 +75,9 @@ class Images:
         _check_padding(padding, size or self.shape[1])
         if test_augment and not (padding or flip):
             raise DataError("dataset.test_augment=true: there is nothing to augment with, set dataset.padding or dataset.flip")
-        if standardise not in ("channels", "pixels", "pixels_variance"):
-            raise DataError(f"dataset.standardise={standardise}: choose channels, pixels or pixels_variance")
-        if test_augment and standardise != "channels":
+        if standardise not in ("channels", "channels_own", "pixels", "pixels_variance"):
+            raise DataError(f"dataset.standardise={standardise}: choose channels, channels_own, pixels or pixels_variance")
+        if test_augment and standardise.startswith("pixels"):
             raise DataError(
                 f"dataset.test_augment=true: raw images are augmented, so choose dataset.standardise=channels, not {standardise}"
             )
@@ -132,12 +133,13 @@ class Images:
             splits[split] = images, labels
         splits = {split: (x.to(device).contiguous(memory_format=torch.channels_last), y.to(device)) for split, (x, y) in splits.items()}
         images = splits["train"][0]
-        maps = None if standardise == "channels" else position_maps(images, variance=standardise == "pixels_variance")
-        prepare = multiply_add(*maps) if maps else normalise(self.mean, self.std, images.shape[3], device)
+        maps = position_maps(images, variance=standardise == "pixels_variance") if standardise.startswith("pixels") else None
+        mean, std = channel_statistics(images) if standardise == "channels_own" else (self.mean, self.std)
+        prepare = multiply_add(*maps) if maps else normalise(mean, std, images.shape[3], device)
         augment = crop_flip(images, padding, flip, maps) if padding or flip else None
         if augment is not None and maps is None:
             augment = prepared(augment, prepare)
-        scale = None if maps else torch.tensor(self.std, device=device)[:, None, None]
+        scale = None if maps else torch.tensor(std, device=device)[:, None, None]
         return Bundle(splits, self.num_classes, prepare, variant, augment, scale=scale)
 
 

@@ -30,6 +30,15 @@ def normalise(mean: Sequence[float], std: Sequence[float], width: int, device: s
     return multiply_add(*(each.float()[:, None, None].expand(-1, 1, width).to(device) for each in maps))
 
 
+def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and deviation (the population's) of each channel over uint8 images [N, C, H, W], of pixels in 0 .. 1."""
+    shades = torch.arange(256, dtype=torch.float64)
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).cpu()
+    share = counts / counts.sum(1, keepdim=True).double()  # from counts, which are exact: the same on every device
+    mean = share @ shades
+    return (mean / 255).tolist(), ((share @ shades.square() - mean.square()).sqrt() / 255).tolist()
+
+
 def position_maps(images: Tensor, variance: bool = False) -> tuple[Tensor, Tensor]:
     """Scale 1 / std and shift -mean / std of each position (c, y, x) over the images, as VCL's published code, and with it PER, has them.
 

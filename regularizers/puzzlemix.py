@@ -100,20 +100,23 @@ class PuzzleMix(Regularizer):
 
     def mix(self, batch: Batch, partner: Tensor, lam: Tensor, net: Net) -> tuple[Tensor, Tensor]:
         """The batch's images mixed with their partners [N]; and the share [N] of the first in each. lam, a scalar: the prior's."""
-        assert batch.scale is not None
-        saliency = self.saliency(batch, net)
-        pixels, n = batch.x.float() * batch.scale, self.n
-        costs = energy(saliency, pixels, partner, lam, n, self.beta, self.gamma, self.eta, self.neigh_size)
-        z = minimum(costs, max(1, self.mask_iters * n // FINEST)).permute(2, 0, 1) / 2
-        first, second = batch.x, batch.x[partner]
+        z, saliency = self.mask(batch, partner, lam, net)
+        first, second, size = batch.x, batch.x[partner], batch.x.shape[2]
         if self.transport:
-            size = pixels.shape[2] // n
-            side = pixels.shape[2] // (size if self.t_size is None else gcd(self.t_size, size))
+            block = size // self.n
+            side = size // (block if self.t_size is None else gcd(self.t_size, block))
             mask, each = finer(z, side), shares(saliency, side)
             source, taken = assignment(torch.cat([mask, 1 - mask]), torch.cat([each, each[partner]]), self.t_eps)
             first, second = moved(torch.cat([first, second]), source, taken).chunk(2)
-        shown = finer(z, pixels.shape[2])[:, None].to(first.dtype)
+        shown = finer(z, size)[:, None].to(first.dtype)
         return shown * first + (1 - shown) * second, z.mean((1, 2))
+
+    def mask(self, batch: Batch, partner: Tensor, lam: Tensor, net: Net) -> tuple[Tensor, Tensor]:
+        """The shares z of the first image in each block, [N, n, n], and the saliency [N, H, H] that they follow from."""
+        assert batch.scale is not None
+        saliency, pixels = self.saliency(batch, net), batch.x.float() * batch.scale
+        costs = energy(saliency, pixels, partner, lam, self.n, self.beta, self.gamma, self.eta, self.neigh_size)
+        return minimum(costs, max(1, self.mask_iters * self.n // FINEST)).permute(2, 0, 1) / 2, saliency
 
     def saliency(self, batch: Batch, net: Net) -> Tensor:
         """The norm over channels of the loss's gradient at each pixel, [N, H, W], of the batch as it is; up to a factor."""

@@ -1,0 +1,145 @@
+"""Pairs of test images as PuzzleMix mixes them: their saliency, their masks, and the shares of the labels (LaMix, table 3; not in the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from experiments.config import ConfigError
+from experiments.figure import Drawing, Runs, canvas, label
+from experiments.figures import layers
+from experiments.figures.trained import trained
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from experiments.trainer import Trainer
+    from regularizers.puzzlemix import PuzzleMix
+
+SHARE = "puzzle/share"
+BRIGHT = 99  # percent of a map's pixels that are not clipped: a gradient has a few large values
+LINES = ("first\nimage", "second\nimage", "saliency\nof the first", "saliency\nof the second", "mask", "mixed")
+
+
+class Pair(NamedTuple):
+    """Two images and what is made of them.
+
+    n: blocks a side; classes: of both; share: of the first one's label. images: first, second and mixed, [3, H, W, C], in 0 .. 1;
+    saliency: of both, [2, H, W]; mask: the share of the first in each block, [n, n].
+    """
+
+    n: int
+    classes: tuple[int, int]
+    share: float
+    images: np.ndarray
+    saliency: np.ndarray
+    mask: np.ndarray
+
+
+def draw(runs: Runs, pairs: int = 8, names: Sequence[str] = (), lam: float = 0.5) -> Drawing:
+    """A column of panels for each pair of test images, by the first finished run's method and network, as both are when training ends.
+
+    pairs: how many, shared out among the method's grids. names: of all classes, in their order; none: they are numbered. lam: the ratio
+    that the mask's prior is for. The number of each pair is the share of its first image in the mask, which is that of its label.
+    """
+    if pairs < 1 or not 0 <= lam <= 1:
+        raise ConfigError("figure.draw: pairs must be at least 1, and lam between 0 and 1")
+    jobs = layers.shown(runs)
+    job = next(jobs[jobs["id"].isin(list(runs.done))].itertuples(), None)
+    if job is None:
+        raise ConfigError("figure.runs: no run that is to be shown is done yet")
+    trainer = trained(runs.done[job.id], runs.runtime)
+    classes = trainer.bundle.num_classes
+    if len(names) not in (0, classes):
+        raise ConfigError(f"figure.draw.names: {len(names)} names for {classes} classes; [] numbers them")
+    found = [*mixed(trainer, used(trainer, runs.done[job.id].path), chosen(trainer.bundle.splits["test"][1], pairs), lam)]
+    called = [*names] or [f"class {one}" for one in range(classes)]
+    known = {"row": job.row, "choice": job.choice, "seed": job.seed, "metric": SHARE, "source": "computed here"}
+    numbers = pd.DataFrame(
+        known | {"pair": place, "n": pair.n, "first": called[pair.classes[0]], "second": called[pair.classes[1]], "value": pair.share}
+        for place, pair in enumerate(found, 1)
+    )
+
+    width = min(8.5, 0.96 * pairs + 0.8)
+    picture, axes = canvas(len(LINES), pairs, width=width, height=(width - 0.8) / pairs + 0.13)
+    for line, pair in zip(zip(*axes, strict=True), found, strict=True):
+        maps = [*pair.images[:2], *pair.saliency, pair.mask, pair.images[2]]
+        for axis, values in zip(line, maps, strict=True):
+            heat = any(values is one for one in maps[2:4])
+            axis.imshow(values.squeeze(), "inferno" if heat else "gray", vmin=0, vmax=np.percentile(values, BRIGHT) if heat else 1)
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+            axis.spines[:].set(visible=True, color="0.5", linewidth=0.5)  # a white block has an edge
+        line[0].set_title(f"{pair.n} × {pair.n} blocks")
+        first, second = (called[one] for one in pair.classes)
+        line[-1].set_xlabel(f"{100 * pair.share:.0f} % {first}\n+ {100 - 100 * pair.share:.0f} % {second}", fontsize=7)
+    for axis, name in zip((line[0] for line in axes), LINES, strict=True):
+        axis.set_ylabel(name)
+    picture.supxlabel("mask: white where the first image is shown, black where the second is, grey where half of each is", fontsize=7)
+    about = f"prior for a ratio of {lam:g}; test images as they are, the first ones of each class; not in the paper"
+    return Drawing(picture, numbers, [*lines(numbers), f"{label(job.row, job.choice)}, seed {job.seed}: {about}"])
+
+
+def used(trainer: Trainer, path: Path) -> PuzzleMix:
+    """The run's PuzzleMix, be it a method itself or a part of one. Raises ConfigError if there is none."""
+    from regularizers.puzzlemix import PuzzleMix
+
+    for method in trainer.regularizers.values():
+        for part in method.modules():
+            if isinstance(part, PuzzleMix):
+                return part
+    raise ConfigError(f"figure.runs: {path} mixes no images by masks; its method must be puzzlemix or lamix_puzzle")
+
+
+def chosen(y: Tensor, pairs: int) -> Tensor:
+    """Pairs of images of labels y [n], as indices [2, pairs]: the first of each class, then the second of each, until there are enough.
+
+    Of two different classes, unless one class has more than half of these images. Raises ConfigError if there are too few.
+    """
+    import torch
+
+    if 2 * pairs > len(y):
+        raise ConfigError(f"figure.draw.pairs: {pairs} pairs need {2 * pairs} test images, and there are {len(y)}")
+    turn = torch.empty_like(y)
+    for one in y.unique():
+        turn[y == one] = torch.arange(int((y == one).sum()), device=y.device)
+    few = torch.argsort(turn * (y.max() + 1) + y)[: 2 * pairs]
+    return few[torch.argsort(y[few], stable=True)].view(2, pairs)  # the same class twice would be half of them apart
+
+
+def mixed(trainer: Trainer, method: PuzzleMix, indices: Tensor, lam: float) -> Iterator[Pair]:
+    """The pairs of test images of these indices [2, pairs], each on the next of the method's grids; in the order of the grids."""
+    import torch
+
+    from data.bundle import Batch
+
+    for turn, method.n in enumerate(method.blocks):
+        mine = indices[:, turn :: len(method.blocks)]
+        count = mine.shape[1]
+        if not count:
+            return
+        raw, y = (values[mine.flatten()] for values in trainer.bundle.splits["test"])
+        batch = Batch(trainer.bundle.prepare(raw), y, y, scale=trainer.bundle.scale)
+        known = batch, torch.arange(2 * count, device=y.device).roll(count), torch.tensor(lam, device=y.device), trainer.net
+        with trainer.autocast():  # as in a step
+            z, saliency = method.mask(*known)
+            x, share = method.mix(*known)
+        pixels, scale = raw.double() / 255, trainer.bundle.scale
+        shift = (pixels - batch.x * scale).mean((0, 2, 3), keepdim=True)  # the constant of each channel that normalising takes off
+        shown = torch.stack([*pixels.split(count), (x[:count] * scale + shift).clamp(0, 1)], 1).permute(0, 1, 3, 4, 2)
+        maps = torch.stack(saliency.split(count), 1)
+        for at in range(count):
+            arrays = (values[at].float().cpu().numpy() for values in (shown, maps, z))
+            yield Pair(method.n, (int(y[at]), int(y[at + count])), float(share[at]), *arrays)
+
+
+def lines(numbers: pd.DataFrame) -> list[str]:
+    """The shares of each grid's pairs, and the mean over all."""
+    each = [
+        f"{n} × {n} blocks: share of the first image {', '.join(f'{one:.2f}' for one in mine)}" for n, mine in numbers.groupby("n")["value"]
+    ]
+    return [*each, f"mean over {len(numbers)} pairs: {numbers['value'].mean():.2f}"]

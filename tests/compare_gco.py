@@ -1,9 +1,9 @@
-"""PuzzleMix's mask: our solver against the graph cut of the published code, alpha-beta swap. For development; pytest leaves it alone.
+"""PuzzleMix's masks by our solver, and by the graph cut of its published code, alpha-beta swap. For development; pytest leaves it alone.
 
-    python tests/compare_gco.py [DATA_DIR]
+    python -m tests.compare_gco [DATA_DIR]
 
-`pip install gco-wrapper` first: it has wheels up to Python 3.11 only, and its C++ code may be used for research only, so nothing here requires
-it. The gaps are to the exact minimum with `pip install PyMaxflow`, else to the best that any of them found.
+`pip install gco-wrapper` first, on Python 3.11: there are no wheels for later ones. Its C++ code may be used for research only, so that the
+suite does without it. With `pip install PyMaxflow` gaps are to the exact minimum, else to the least energy that any of them found.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,151 +32,139 @@ from regularizers.puzzle_mask import Energy, energy, minimum
 from regularizers.puzzlemix import FINEST, PuzzleMix
 
 # A narrow network that has learnt something: the saliency of a fresh one is too even.
-SETTING = (
-    "experiment=lamix_random model=puzzle_resnet18 model.width=32 method=puzzlemix epochs=3 schedule.at=[2] batch_size=100 precision=bf16"
-)
-MACHINE = "profile.train=5000 profile.test=1000 runtime.device=cpu runtime.threads=2"
-BATCHES, ROUNDS, NEAR = 4, 7, 1e-6
+SETTING = """experiment=lamix_random model=puzzle_resnet18 model.width=32 method=puzzlemix epochs=3 schedule.at=[2] batch_size=100
+precision=bf16 profile.train=5000 profile.test=1000 runtime.device=cpu runtime.threads=2"""
+SIZE, BATCHES, ROUNDS, NEAR = 100, 4, 7, 1e-6
+SQUARES = np.array([[0, 1, 4], [1, 0, 1], [4, 1, 0]], np.int32)  # of the differences of labels
+FLOAT = 100_000  # what gco multiplies costs by, in their own type, where any of its arguments is a float
 COLUMNS = ("n", "solver", "images", "overflow", "mean gap", "worst gap", "worse", "strictly", "same mask", "ms", "ms cut")
-MEANING = f"""gap: how far the energy is above the least one, in parts of it. worse: images (in %) with more energy than gco's better one (of ours)
-or than ours (of gco's), by over {NEAR:g} of it; strictly: images with any more at all. same mask (%): as ours. overflow (%): images with a cost
-that gco's factor carries out of int32. ms: a batch's time for each image, median of {ROUNDS} rounds in turn; ms cut: without the scaling before"""
-
-Image = tuple[np.ndarray, np.ndarray, np.ndarray]  # cost [n, n, 3], weight to the block below [n - 1, n], to the right [n, n - 1]
-Cut = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # of gco: cost, the labels' matrix, and the two weights
-SQUARES = np.subtract.outer(np.arange(3), np.arange(3)) ** 2  # of the differences of labels
+MEANING = f"""gap: of the energy to the least, relative. worse: images in % with more energy than gco's better result (ours), or than ours
+(gco's), by over {NEAR:g} of it; strictly: number of images with any more. same mask: images in % with the mask that ours gives.
+overflow: images in % with a cost that gco's factor carries out of int32; in range: gco with costs scaled so that none is.
+ms: of an image, in batches of {SIZE}, median of {ROUNDS} rounds, the sides in turn; ms cut: gco's calls alone, costs scaled before"""
 
 
-def images(problem: Energy) -> list[Image]:
-    """The batch's problems, one by one."""
-    cost, down, right = (
-        problem.cost.permute(3, 1, 2, 0),
-        problem.weight[0, :-1].permute(2, 0, 1),
-        problem.weight[1, :, :-1].permute(2, 0, 1),
-    )
-    return [*zip(*(part.contiguous().numpy() for part in (cost, down, right)), strict=True)]
-
-
-def as_called(cost: np.ndarray, down: np.ndarray, right: np.ndarray) -> Cut:
-    """What PuzzleMix's code gives to gco. The labels' matrix is a float one, so gco takes all for floats: costs times 100,000, in int32."""
+def as_called(cost: np.ndarray, down: np.ndarray, right: np.ndarray) -> list[np.ndarray]:
+    """Of an image: what PuzzleMix's code hands to gco. Whole numbers, but for the labels' matrix, which makes gco multiply them."""
     scale = 1000 * len(cost) ** 2
-    labels = (SQUARES / 4).astype(np.float32)
-    return (scale * cost[..., ::-1]).astype(np.int32), labels, (scale * down).astype(np.int32), (scale * right).astype(np.int32)
+    whole = [(scale * part).astype(np.int32) for part in (cost[..., ::-1], down, right)]
+    return [whole[0], (SQUARES / 4).astype(np.float32), *whole[1:]]
 
 
-def in_range(cost: np.ndarray, down: np.ndarray, right: np.ndarray) -> Cut:
-    """As many digits as int32 has, with room for sums; gco takes whole numbers as they are."""
-    scale = 2**28 / max(cost.max(), down.max(), right.max())
+def in_range(cost: np.ndarray, down: np.ndarray, right: np.ndarray) -> list[np.ndarray]:
+    """All whole numbers, which gco takes as they are; it ends the process at weights above 1e7."""
+    scale = min(2**28 / cost.max(), 1e7 / max(down.max(), right.max()))
     whole = [(scale * part).round().astype(np.int32) for part in (cost[..., ::-1], down / 4, right / 4)]
-    return whole[0], SQUARES.astype(np.int32), whole[1], whole[2]
+    return [whole[0], SQUARES, *whole[1:]]
 
 
-def swap(cut: Cut) -> np.ndarray:
-    """The labels k, [n, n]; in the code's order, which starts from the first image, they are 2 - k."""
+def swap(arguments: list[np.ndarray]) -> np.ndarray:
+    """The mask, k [n, n]. The code's labels are 2 - k: swaps start where all is the first image."""
     import gco
 
-    return 2 - gco.cut_grid_graph(*cut, algorithm="swap").reshape(cut[0].shape[:2])
+    return 2 - gco.cut_grid_graph(*arguments, algorithm="swap").reshape(arguments[0].shape[:2])
 
 
-def layered(cost: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The exact minimum: one cut of two layers, k = x + x', as (k - l)^2 is the sum of |x - y| over both's layers, less 1 for k = 1 and l = 1."""
+def exact(cost: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The k of least energy: (k - l)^2 is the sum of |x - y| over two layers x of k and two y of l, less 1 where k is 1, and l."""
     import maxflow
 
     n = len(cost)
-    place = np.arange(n * n).reshape(n, n)
+    place, v = np.arange(n * n).reshape(n, n), np.concatenate([down.ravel(), right.ravel()]) / 4
     first = np.concatenate([place[:-1].ravel(), place[:, :-1].ravel()])
     second = np.concatenate([place[1:].ravel(), place[:, 1:].ravel()])
-    v = np.concatenate([down.ravel(), right.ravel()]) / 4
-    ends = np.bincount(first, v, n * n) + np.bincount(second, v, n * n)
-    middle = cost[..., 1] - ends.reshape(n, n)
+    middle = cost[..., 1] - (np.bincount(first, v, n * n) + np.bincount(second, v, n * n)).reshape(n, n)
+    steps = np.stack([middle - cost[..., 0], cost[..., 2] - middle])
     graph = maxflow.GraphFloat()
     nodes = graph.add_grid_nodes((2, n, n))
-    steps = np.stack([middle - cost[..., 0], cost[..., 2] - middle])
     graph.add_grid_tedges(nodes, np.maximum(-steps, 0), np.maximum(steps, 0))
-    for one in (0, n * n):
-        for other in (0, n * n):
-            graph.add_edges(first + one, second + other, v, v)
+    for one, other in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        graph.add_edges(first + one * n * n, second + other * n * n, v, v)
     graph.maxflow()
     return (~graph.get_grid_segments(nodes)).sum(0)
 
 
-def trained(arguments: list[str]) -> Trainer:
-    words = [*SETTING.split(), *MACHINE.split(), *(f"runtime.data_dir={path}" for path in arguments)]
-    trainer = make_trainer(composed(words))
-    for _ in range(trainer.epochs):
-        trainer.train_epoch()
-    return trainer
-
-
 def problems(trainer: Trainer, method: PuzzleMix, n: int) -> Iterator[Energy]:
-    """On a few training batches, each with a ratio drawn as in training and with 1/2."""
-    rng = torch.Generator().manual_seed(0)  # the same images, pairs, and ratios for each n
-    for chosen in trainer.bundle.indices(rng, 100, balanced=False)[:BATCHES]:
+    """On a few training batches, each with a ratio drawn as in training and with 1/2; the same images, pairs and ratios for each n."""
+    rng = torch.Generator().manual_seed(0)
+    for chosen in trainer.bundle.indices(rng, SIZE, balanced=False)[:BATCHES]:
         batch = trainer.bundle.take(chosen, rng)
         assert batch.scale is not None
         with trainer.autocast():
             saliency = method.saliency(batch, trainer.net)
-        partner, drawn = pairing(100, rng, batch.x.device), ratio(method.alpha, torch.ones_like(method.alpha), rng)
-        for lam in (drawn, torch.tensor(0.5)):
-            pixels = batch.x.float() * batch.scale
+        pixels, partner = batch.x.float() * batch.scale, pairing(SIZE, rng, batch.x.device)
+        for lam in (ratio(method.alpha, torch.ones_like(method.alpha), rng), torch.tensor(0.5)):
             yield energy(saliency, pixels, partner, lam, n, method.beta, method.gamma, method.eta, method.neigh_size)
 
 
 def rows(trainer: Trainer, method: PuzzleMix, n: int) -> Iterator[list[object]]:
     """The table's lines for grids of n x n blocks."""
     given = [*problems(trainer, method, n)]
-    exactly = [Energy(each.cost.double(), each.weight.double()) for each in given]
-    single = [images(each) for each in exactly]
-    scaled = {f: [[f(*image) for image in batch] for batch in single] for f in (as_called, in_range)}
-    overflow = statistics.mean(cut[0].max() > (2**31 - 1) / 100_000 for batch in scaled[as_called] for cut in batch)
-
-    def stacked(solve: Callable[[Image], np.ndarray]) -> list[Tensor]:
-        return [torch.from_numpy(np.stack([solve(image) for image in batch], 2)).double() for batch in single]
-
+    precise = [Energy(each.cost.double(), each.weight.double()) for each in given]
+    images = [image for each in precise for image in singly(each)]
+    calls = {scaled: [scaled(*image) for image in images] for scaled in (as_called, in_range)}
     iterations = max(1, method.mask_iters * n // FINEST)
-    runs: dict[str, Callable[[], object]] = {
+    sides: dict[str, Callable[[], list[Tensor]]] = {
         "ours": lambda: [minimum(each, iterations) for each in given],
-        "gco as called": lambda: stacked(lambda image: swap(as_called(*image))),
-        "gco in range": lambda: stacked(lambda image: swap(in_range(*image))),
-        "as called, cut": lambda: [swap(cut) for batch in scaled[as_called] for cut in batch],
-        "in range, cut": lambda: [swap(cut) for batch in scaled[in_range] for cut in batch],
+        "gco as called": lambda: together(swap(as_called(*image)) for image in images),
+        "gco in range": lambda: together(swap(in_range(*image)) for image in images),
+        "gco as called, cut": lambda: together(map(swap, calls[as_called])),
+        "gco in range, cut": lambda: together(map(swap, calls[in_range])),
     }
-    masks = {"ours": [minimum(each, iterations).double() for each in given]}
-    masks |= {
-        "gco as called": stacked(lambda image: swap(as_called(*image))),
-        "gco in range": stacked(lambda image: swap(in_range(*image))),
-    }
+    ms, masks = timed(sides, len(images)), {name: torch.cat(run(), 2).double() for name, run in sides.items()}
     if find_spec("maxflow"):
-        masks["exact"] = stacked(lambda image: layered(*image))
-    energies = {name: torch.cat([e(k) for e, k in zip(exactly, each, strict=True)]) for name, each in masks.items()}
-    least = torch.stack([*energies.values()]).amin(0)
-    rivals = torch.minimum(energies["gco as called"], energies["gco in range"])
-    ms = timed(runs, len(least))
-    for name, cut in (("ours", ""), ("gco as called", "as called, cut"), ("gco in range", "in range, cut")):
-        own, other = energies[name], rivals if name == "ours" else energies["ours"]
-        gap = own / least - 1
-        same = torch.cat([(a == b).all(0).all(0) for a, b in zip(masks[name], masks["ours"], strict=True)]).double().mean()
-        worse, strictly = (own > other * (1 + NEAR)).double().mean(), int((own > other).sum())
-        shares = [100 * float(worse), strictly, 100 * float(same)]
-        yield [
-            n,
-            name,
-            len(own),
-            100 * overflow if "called" in name else 0,
-            float(gap.mean()),
-            float(gap.max()),
-            *shares,
-            ms[name],
-            ms.get(cut),
-        ]
+        masks["exact"] = torch.cat(together(exact(*image) for image in images), 2).double()
+    whole = Energy(torch.cat([each.cost for each in precise], 3), torch.cat([each.weight for each in precise], 3))
+    energies = {name: whole(k) for name, k in masks.items()}
+    least, better = torch.stack([*energies.values()]).amin(0), torch.minimum(energies["gco as called"], energies["gco in range"])
+    for name in [*sides][:3]:
+        own, other = energies[name], better if name == "ours" else energies["ours"]
+        gap, same = own / least - 1, (masks[name] == masks["ours"]).all(0).all(0)
+        overflow = [name == "gco as called" and int(call[0].max()) * FLOAT >= 2**31 for call in calls[as_called]]
+        high, worse, equal = (100 * float(np.mean(which)) for which in (overflow, (own > other * (1 + NEAR)).numpy(), same.numpy()))
+        gaps, strictly = [float(gap.mean()), float(gap.max())], int((own > other).sum())
+        yield [n, name, len(images), high, *gaps, worse, strictly, equal, ms[name], ms.get(f"{name}, cut")]
 
 
-def timed(runs: dict[str, Callable[[], object]], count: int) -> dict[str, float]:
-    """Milliseconds for each image, of sides that take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
+def singly(each: Energy) -> Iterator[list[np.ndarray]]:
+    """Of each image: cost [n, n, 3], and the weights to the block below [n - 1, n] and to the right [n, n - 1]."""
+    parts = each.cost.permute(3, 1, 2, 0), each.weight[0, :-1].permute(2, 0, 1), each.weight[1, :, :-1].permute(2, 0, 1)
+    return map(list, zip(*(part.contiguous().numpy() for part in parts), strict=True))
+
+
+def together(masks: Iterator[np.ndarray]) -> list[Tensor]:
+    return [torch.from_numpy(np.stack([*masks], 2))]
+
+
+def timed(sides: dict[str, Callable[[], Any]], count: int) -> dict[str, float]:
+    """Milliseconds for each of so many images; a first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(1 + ROUNDS):
+        for name, run in sides.items():
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)
-    return {name: 1000 * statistics.median(each) / count for name, each in seconds.items()}
+    return {name: 1000 * statistics.median(each[1:]) / count for name, each in seconds.items()}
+
+
+def main() -> None:
+    if not find_spec("gco"):
+        stop("compare_gco needs gco, which is not installed: pip install gco-wrapper, on Python 3.11", 2)
+    try:
+        trainer = make_trainer(composed([*SETTING.split(), *(f"runtime.data_dir={path}" for path in sys.argv[1:])]))
+    except BAD_INPUT as error:
+        stop(one_line(error), 2)
+    for _ in range(trainer.epochs):
+        trainer.train_epoch()
+    method = trainer.regularizers["puzzlemix"]
+    assert isinstance(method, PuzzleMix)
+    lines = [line for n in method.blocks for line in rows(trainer, method, n)]
+    print(tabulate(lines, COLUMNS, floatfmt=("", "", "", ".1f", ".1e", ".1e", ".1f", "", ".1f", ".3f", ".3f")))
+    packages = {name: version(name) for name in ("torch", "gco-wrapper", *["PyMaxflow"] * bool(find_spec("maxflow")))}
+    about = {"device": device_name(trainer.device), "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2), **packages}
+    about |= {"data": trainer.bundle.variant, "accuracy": f"{trainer.rows[-1]['test/accuracy']:.1f} %", **commit()}
+    print(MEANING, ", ".join(f"{name} {value}" for name, value in about.items()), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Pairs of test images as PuzzleMix mixes them: their saliency, their masks, and the shares of the labels (LaMix, table 3; not in the paper)."""
+"""Pairs of test images as PuzzleMix mixes them: their saliency, masks, and shares of the label (LaMix, section 3.2; not in the paper)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ LINES = ("first\nimage", "second\nimage", "saliency\nof the first", "saliency\no
 
 
 class Pair(NamedTuple):
-    """Two images and what is made of them.
+    """Two images, on n x n blocks. images: first, second, mixed, [3, H, W, C], in 0 .. 1; saliency: of both, [2, H, W]; mask: [n, n].
 
-    n: blocks a side; classes: of both; share: of the first one's label. images: first, second and mixed, [3, H, W, C], in 0 .. 1;
-    saliency: of both, [2, H, W]; mask: the share of the first in each block, [n, n].
+    share: of the first image, in the mask and so in the label.
     """
 
     n: int
@@ -64,21 +63,21 @@ def draw(runs: Runs, pairs: int = 8, names: Sequence[str] = (), lam: float = 0.5
         for place, pair in enumerate(found, 1)
     )
 
-    width = min(8.5, 0.96 * pairs + 0.8)
-    picture, axes = canvas(len(LINES), pairs, width=width, height=(width - 0.8) / pairs + 0.13)
-    for line, pair in zip(zip(*axes, strict=True), found, strict=True):
-        maps = [*pair.images[:2], *pair.saliency, pair.mask, pair.images[2]]
-        for axis, values in zip(line, maps, strict=True):
-            heat = any(values is one for one in maps[2:4])
-            axis.imshow(values.squeeze(), "inferno" if heat else "gray", vmin=0, vmax=np.percentile(values, BRIGHT) if heat else 1)
+    width = min(8.5, 0.96 * pairs + 0.5)
+    picture, axes = canvas(len(LINES), pairs, width=width, height=(width - 0.5) / pairs + 0.15)
+    for column, pair in zip(zip(*axes, strict=True), found, strict=True):
+        panels = [*pair.images[:2], *pair.saliency, pair.mask, pair.images[2]]
+        for axis, name, values in zip(column, LINES, panels, strict=True):
+            cmap, most = ("inferno", np.percentile(values, BRIGHT)) if "saliency" in name else ("gray", 1)
+            axis.imshow(values.squeeze(), cmap, vmin=0, vmax=most)  # colours need neither map nor scale
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
             axis.spines[:].set(visible=True, color="0.5", linewidth=0.5)  # a white block has an edge
-        line[0].set_title(f"{pair.n} × {pair.n} blocks")
+        column[0].set_title(f"{pair.n} × {pair.n} blocks", fontsize=7)
         first, second = (called[one] for one in pair.classes)
-        line[-1].set_xlabel(f"{100 * pair.share:.0f} % {first}\n+ {100 - 100 * pair.share:.0f} % {second}", fontsize=7)
-    for axis, name in zip((line[0] for line in axes), LINES, strict=True):
-        axis.set_ylabel(name)
+        column[-1].set_xlabel(f"{100 * pair.share:.0f} % {first}\n+ {100 - 100 * pair.share:.0f} % {second}", fontsize=7)
+    for line, name in zip(axes, LINES, strict=True):
+        line[0].set_ylabel(name)
     picture.supxlabel("mask: white where the first image is shown, black where the second is, grey where half of each is", fontsize=7)
     about = f"prior for a ratio of {lam:g}; test images as they are, the first ones of each class; not in the paper"
     return Drawing(picture, numbers, [*lines(numbers), f"{label(job.row, job.choice)}, seed {job.seed}: {about}"])
@@ -101,14 +100,13 @@ def chosen(y: Tensor, pairs: int) -> Tensor:
     Of two different classes, unless one class has more than half of these images. Raises ConfigError if there are too few.
     """
     import torch
+    from torch.nn.functional import one_hot
 
     if 2 * pairs > len(y):
         raise ConfigError(f"figure.draw.pairs: {pairs} pairs need {2 * pairs} test images, and there are {len(y)}")
-    turn = torch.empty_like(y)
-    for one in y.unique():
-        turn[y == one] = torch.arange(int((y == one).sum()), device=y.device)
+    turn = one_hot(y).cumsum(0).gather(1, y[:, None])[:, 0]
     few = torch.argsort(turn * (y.max() + 1) + y)[: 2 * pairs]
-    return few[torch.argsort(y[few], stable=True)].view(2, pairs)  # the same class twice would be half of them apart
+    return few[torch.argsort(y[few], stable=True)].view(2, pairs)
 
 
 def mixed(trainer: Trainer, method: PuzzleMix, indices: Tensor, lam: float) -> Iterator[Pair]:
@@ -117,24 +115,24 @@ def mixed(trainer: Trainer, method: PuzzleMix, indices: Tensor, lam: float) -> I
 
     from data.bundle import Batch
 
-    for turn, method.n in enumerate(method.blocks):
+    scale = trainer.bundle.scale
+    assert scale is not None
+    for turn, n in enumerate(method.blocks[: indices.shape[1]]):
         mine = indices[:, turn :: len(method.blocks)]
-        count = mine.shape[1]
-        if not count:
-            return
+        count, method.n = mine.shape[1], n
         raw, y = (values[mine.flatten()] for values in trainer.bundle.splits["test"])
-        batch = Batch(trainer.bundle.prepare(raw), y, y, scale=trainer.bundle.scale)
+        batch = Batch(trainer.bundle.prepare(raw), y, y, scale=scale)
         known = batch, torch.arange(2 * count, device=y.device).roll(count), torch.tensor(lam, device=y.device), trainer.net
         with trainer.autocast():  # as in a step
             z, saliency = method.mask(*known)
             x, share = method.mix(*known)
-        pixels, scale = raw.double() / 255, trainer.bundle.scale
+        pixels = raw.double() / 255
         shift = (pixels - batch.x * scale).mean((0, 2, 3), keepdim=True)  # the constant of each channel that normalising takes off
         shown = torch.stack([*pixels.split(count), (x[:count] * scale + shift).clamp(0, 1)], 1).permute(0, 1, 3, 4, 2)
         maps = torch.stack(saliency.split(count), 1)
         for at in range(count):
             arrays = (values[at].float().cpu().numpy() for values in (shown, maps, z))
-            yield Pair(method.n, (int(y[at]), int(y[at + count])), float(share[at]), *arrays)
+            yield Pair(n, (int(y[at]), int(y[at + count])), float(share[at]), *arrays)
 
 
 def lines(numbers: pd.DataFrame) -> list[str]:

@@ -101,14 +101,10 @@ class PuzzleMix(Regularizer):
     def mix(self, batch: Batch, partner: Tensor, lam: Tensor, net: Net) -> tuple[Tensor, Tensor]:
         """The batch's images mixed with their partners [N]; and the share [N] of the first in each. lam, a scalar: the prior's."""
         z, saliency = self.mask(batch, partner, lam, net)
-        first, second, size = batch.x, batch.x[partner], batch.x.shape[2]
+        first, second = batch.x, batch.x[partner]
         if self.transport:
-            block = size // self.n
-            side = size // (block if self.t_size is None else gcd(self.t_size, block))
-            mask, each = finer(z, side), shares(saliency, side)
-            source, taken = assignment(torch.cat([mask, 1 - mask]), torch.cat([each, each[partner]]), self.t_eps)
-            first, second = moved(torch.cat([first, second]), source, taken).chunk(2)
-        shown = finer(z, size)[:, None].to(first.dtype)
+            first, second = self.transported(first, second, z, torch.stack([saliency, saliency[partner]]))
+        shown = finer(z, batch.x.shape[2])[:, None].to(batch.x.dtype)
         return shown * first + (1 - shown) * second, z.mean((1, 2))
 
     def mask(self, batch: Batch, partner: Tensor, lam: Tensor, net: Net) -> tuple[Tensor, Tensor]:
@@ -117,6 +113,15 @@ class PuzzleMix(Regularizer):
         saliency, pixels = self.saliency(batch, net), batch.x.float() * batch.scale
         costs = energy(saliency, pixels, partner, lam, self.n, self.beta, self.gamma, self.eta, self.neigh_size)
         return minimum(costs, max(1, self.mask_iters * self.n // FINEST)).permute(2, 0, 1) / 2, saliency
+
+    def transported(self, first: Tensor, second: Tensor, z: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
+        """Both images of each pair, cells moved to where the mask shows them. saliency: [2, N, H, H], of the first and the second."""
+        size, block = first.shape[2], first.shape[2] // self.n
+        side = size // (block if self.t_size is None else gcd(self.t_size, block))
+        mask, each = finer(z, side), shares(saliency.flatten(0, 1), side)
+        source, taken = assignment(torch.cat([mask, 1 - mask]), each, self.t_eps)
+        moved_first, moved_second = moved(torch.cat([first, second]), source, taken).chunk(2)
+        return moved_first, moved_second
 
     def saliency(self, batch: Batch, net: Net) -> Tensor:
         """The norm over channels of the loss's gradient at each pixel, [N, H, W], of the batch as it is; up to a factor."""

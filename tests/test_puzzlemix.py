@@ -337,7 +337,7 @@ def test_refused_data(overrides: list[str], message: str) -> None:
 
 
 def test_prob_is_lamixs_schedules() -> None:
-    with pytest.raises(ConfigError, match="puzzle.prob: 0.5 is not allowed; it must be 1"):
+    with pytest.raises(ConfigError, match=r"puzzle\.prob: 0\.5 is not allowed; it must be 1"):
         trainer("method=lamix_puzzle", "+method.lamix_puzzle.puzzle.prob=0.5")
 
 

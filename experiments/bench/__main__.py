@@ -25,13 +25,14 @@ input      augmented images against a DataLoader's                      step   a
 methods    each method's step against vanilla's                         text, norms  language models' steps; norm layers' against BN's
 precision  bf16, channels_last, tf32                                    start  seconds to --help and to the first step
 counts     operations, host reads, memory of a step                     sweep  two runs side by side against one by one
-compile    torch.compile against eager; only on a GPU or when named     gpu    launch costs, kernels, CUDA graphs
+puzzle     PuzzleMix's step against vanilla's, and its parts            gpu    launch costs, kernels, CUDA graphs
+compile    torch.compile against eager; only on a GPU or when named
 Without a PART: all. The two sides of a row take turns in one process.
 rounds=7   paired rounds of a row, at least 7      csv=FILE  where the table goes too: runs/bench.csv
 steps=N    steps of a side in a round; without it as many as take half a second, at least 1
 The overrides are those of experiments.train, for all rows; method=[NAME,...] leaves out the other methods (besides those of conf/method
 there are {})."""
-PARTS = ("end", "use", "input", "step", "methods", "text", "norms", "precision", "compile", "counts", "start", "sweep", "gpu")
+PARTS = ("end", "use", "input", "step", "methods", "text", "norms", "puzzle", "precision", "compile", "counts", "start", "sweep", "gpu")
 TIMES = ("id", "what", "over", "ratio", "q1", "q3", "good", "ms a", "ms b", "note")
 COUNTS = ("id", "what", "over", "ratio", "good", "count a", "count b", "unit", "reads a", "reads b", "note")
 MEANING = """ratio: the time of what (a) over the other's (b), the median of the rounds' ratios between its quartiles;

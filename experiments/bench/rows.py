@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from experiments.bench import counts, gpu, language, methods, norms
+from experiments.bench import counts, gpu, language, methods, norms, puzzle
 from experiments.bench.configs import Asked, on_gpu, title
 from experiments.bench.epochs import EPOCHS, in_turn, loaded, resident, side_by_side, sized, usual, whole_suite
 from experiments.bench.sides import Row, compare, convolution, noted, peer, suite
@@ -120,6 +120,7 @@ PARTS: dict[str, Callable[[Asked], Iterator[Row]]] = {
     "methods": methods.method_rows,
     "text": language.text_rows,
     "norms": norms.norm_rows,
+    "puzzle": puzzle.puzzle_rows,
     "precision": precision_rows,
     "compile": compile_rows,
     "counts": methods.count_rows,

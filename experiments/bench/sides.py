@@ -19,6 +19,7 @@ from experiments.bench.peers import minimal_loop
 from experiments.config import ConfigError, build
 from experiments.graph import WARM_UP
 from experiments.train import make_trainer
+from experiments.trainer import Trainer
 from regularizers.mmd import classwise_mmd, mmd
 
 NOISY = 0.1  # interquartile range over median: beyond it a ratio is not fit to be published
@@ -99,9 +100,10 @@ def noted(row: Row, note: str) -> Row:
     return row | {"note": ", ".join(filter(None, (row["note"], note)))}
 
 
-def suite(cfg: DictConfig) -> Side:
-    """The suite's step with all that belongs to it: the epoch's order, the batch, the trainer's step."""
+def suite(cfg: DictConfig, change: Callable[[Trainer], object] = lambda trainer: None) -> Side:
+    """The suite's step with all that belongs to it: the epoch's order, the batch, the trainer's step; after a change of the trainer."""
     trainer = make_trainer(cfg)
+    change(trainer)
     trainer.steps_per_epoch = full_batches(cfg, trainer.bundle)
 
     def steps() -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,17 +27,14 @@ LINES = ("first\nimage", "second\nimage", "saliency\nof the first", "saliency\no
 
 
 class Pair(NamedTuple):
-    """Two images, on n x n blocks. images: first, second, mixed, [3, H, W, C], in 0 .. 1; saliency: of both, [2, H, W]; mask: [n, n].
-
-    share: of the first image, in the mask and so in the label.
-    """
+    """Two images on n x n blocks. share: of the first; images: first, second, mixed, [3, H, W, C], in 0 .. 1; saliency: [2, H, W]."""
 
     n: int
     classes: tuple[int, int]
     share: float
     images: np.ndarray
     saliency: np.ndarray
-    mask: np.ndarray
+    mask: np.ndarray  # [n, n], the share of the first in each block
 
 
 def draw(runs: Runs, pairs: int = 8, names: Sequence[str] = (), lam: float = 0.5) -> Drawing:
@@ -47,38 +45,36 @@ def draw(runs: Runs, pairs: int = 8, names: Sequence[str] = (), lam: float = 0.5
     """
     if pairs < 1 or not 0 <= lam <= 1:
         raise ConfigError("figure.draw: pairs must be at least 1, and lam between 0 and 1")
-    jobs = layers.shown(runs)
-    job = next(jobs[jobs["id"].isin(list(runs.done))].itertuples(), None)
+    job = next((one for one in layers.shown(runs).itertuples() if one.id in runs.done), None)
     if job is None:
         raise ConfigError("figure.runs: no run that is to be shown is done yet")
     trainer = trained(runs.done[job.id], runs.runtime)
-    classes = trainer.bundle.num_classes
+    classes, method = trainer.bundle.num_classes, used(trainer, runs.done[job.id].path)
     if len(names) not in (0, classes):
         raise ConfigError(f"figure.draw.names: {len(names)} names for {classes} classes; [] numbers them")
-    found = [*mixed(trainer, used(trainer, runs.done[job.id].path), chosen(trainer.bundle.splits["test"][1], pairs), lam)]
+    found = [*mixed(trainer, method, chosen(trainer.bundle.splits["test"][1], pairs), lam)]
     called = [*names] or [f"class {one}" for one in range(classes)]
-    known = {"row": job.row, "choice": job.choice, "seed": job.seed, "metric": SHARE, "source": "computed here"}
     numbers = pd.DataFrame(
-        known | {"pair": place, "n": pair.n, "first": called[pair.classes[0]], "second": called[pair.classes[1]], "value": pair.share}
+        {"pair": place, "n": pair.n, "first": called[pair.classes[0]], "second": called[pair.classes[1]], "value": pair.share}
         for place, pair in enumerate(found, 1)
-    )
+    ).assign(row=job.row, choice=job.choice, seed=job.seed, metric=SHARE, source="computed here")
 
     width = min(8.5, 0.96 * pairs + 0.5)
     picture, axes = canvas(len(LINES), pairs, width=width, height=(width - 0.5) / pairs + 0.15)
-    for column, pair in zip(zip(*axes, strict=True), found, strict=True):
+    for column, pair, line in zip(zip(*axes, strict=True), found, numbers.itertuples(), strict=True):
         panels = [*pair.images[:2], *pair.saliency, pair.mask, pair.images[2]]
         for axis, name, values in zip(column, LINES, panels, strict=True):
             cmap, most = ("inferno", np.percentile(values, BRIGHT)) if "saliency" in name else ("gray", 1)
             axis.imshow(values.squeeze(), cmap, vmin=0, vmax=most)  # colours need neither map nor scale
             axis.set(xticks=[], yticks=[])
-            axis.grid(False)
             axis.spines[:].set(visible=True, color="0.5", linewidth=0.5)  # a white block has an edge
         column[0].set_title(f"{pair.n} × {pair.n} blocks", fontsize=7)
-        first, second = (called[one] for one in pair.classes)
-        column[-1].set_xlabel(f"{100 * pair.share:.0f} % {first}\n+ {100 - 100 * pair.share:.0f} % {second}", fontsize=7)
-    for line, name in zip(axes, LINES, strict=True):
-        line[0].set_ylabel(name)
-    picture.supxlabel("mask: white where the first image is shown, black where the second is, grey where half of each is", fontsize=7)
+        column[-1].set_xlabel(f"{100 * pair.share:.0f} % {line.first}\n+ {100 - 100 * pair.share:.0f} % {line.second}", fontsize=7)
+    for axis, name in zip((across[0] for across in axes), LINES, strict=True):
+        axis.set_ylabel(name)
+    moves = "; salient cells of both have moved to where it shows them" if method.transport else ""
+    caption = f"saliency: up to its {BRIGHT}th percentile; mask: white shows the first image, black the second, grey half of each{moves}"
+    picture.supxlabel(fill(caption, int(16 * width)), fontsize=7)
     about = f"prior for a ratio of {lam:g}; test images as they are, the first ones of each class; not in the paper"
     return Drawing(picture, numbers, [*lines(numbers), f"{label(job.row, job.choice)}, seed {job.seed}: {about}"])
 
@@ -138,6 +134,6 @@ def mixed(trainer: Trainer, method: PuzzleMix, indices: Tensor, lam: float) -> I
 def lines(numbers: pd.DataFrame) -> list[str]:
     """The shares of each grid's pairs, and the mean over all."""
     each = [
-        f"{n} × {n} blocks: share of the first image {', '.join(f'{one:.2f}' for one in mine)}" for n, mine in numbers.groupby("n")["value"]
+        f"{n} × {n} blocks: share of the first image {', '.join(map('{:.2f}'.format, mine))}" for n, mine in numbers.groupby("n")["value"]
     ]
     return [*each, f"mean over {len(numbers)} pairs: {numbers['value'].mean():.2f}"]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,6 @@ SETTING = """experiment=lamix_random model=puzzle_resnet18 model.width=32 method
 precision=bf16 profile.train=5000 profile.test=1000 runtime.device=cpu runtime.threads=2"""
 SIZE, BATCHES, ROUNDS, NEAR = 100, 4, 7, 1e-6
 SQUARES = np.array([[0, 1, 4], [1, 0, 1], [4, 1, 0]], np.int32)  # of the differences of labels
-FLOAT = 100_000  # what gco multiplies costs by, in their own type, where any of its arguments is a float
 COLUMNS = ("n", "solver", "images", "overflow", "mean gap", "worst gap", "worse", "strictly", "same mask", "ms", "ms cut")
 MEANING = f"""gap: of the energy to the least, relative. worse: images in % with more energy than gco's better result (ours), or than ours
 (gco's), by over {NEAR:g} of it; strictly: number of images with any more. same mask: images in % with the mask that ours gives.
@@ -45,7 +45,7 @@ ms: of an image, in batches of {SIZE}, median of {ROUNDS} rounds, the sides in t
 
 
 def as_called(cost: np.ndarray, down: np.ndarray, right: np.ndarray) -> list[np.ndarray]:
-    """Of an image: what PuzzleMix's code hands to gco. Whole numbers, but for the labels' matrix, which makes gco multiply them."""
+    """Of an image: what PuzzleMix's code hands to gco. Its labels' matrix is a float one: gco then takes costs times 100,000, in int32."""
     scale = 1000 * len(cost) ** 2
     whole = [(scale * part).astype(np.int32) for part in (cost[..., ::-1], down, right)]
     return [whole[0], (SQUARES / 4).astype(np.float32), *whole[1:]]
@@ -104,23 +104,23 @@ def rows(trainer: Trainer, method: PuzzleMix, n: int) -> Iterator[list[object]]:
     images = [image for each in precise for image in singly(each)]
     calls = {scaled: [scaled(*image) for image in images] for scaled in (as_called, in_range)}
     iterations = max(1, method.mask_iters * n // FINEST)
-    sides: dict[str, Callable[[], list[Tensor]]] = {
-        "ours": lambda: [minimum(each, iterations) for each in given],
+    sides: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: torch.cat([minimum(each, iterations) for each in given], 2),
         "gco as called": lambda: together(swap(as_called(*image)) for image in images),
         "gco in range": lambda: together(swap(in_range(*image)) for image in images),
         "gco as called, cut": lambda: together(map(swap, calls[as_called])),
         "gco in range, cut": lambda: together(map(swap, calls[in_range])),
     }
-    ms, masks = timed(sides, len(images)), {name: torch.cat(run(), 2).double() for name, run in sides.items()}
+    ms, masks = timed(sides, len(images)), {name: run().double() for name, run in sides.items()}
     if find_spec("maxflow"):
-        masks["exact"] = torch.cat(together(exact(*image) for image in images), 2).double()
+        masks["exact"] = together(exact(*image) for image in images).double()
     whole = Energy(torch.cat([each.cost for each in precise], 3), torch.cat([each.weight for each in precise], 3))
     energies = {name: whole(k) for name, k in masks.items()}
     least, better = torch.stack([*energies.values()]).amin(0), torch.minimum(energies["gco as called"], energies["gco in range"])
     for name in [*sides][:3]:
         own, other = energies[name], better if name == "ours" else energies["ours"]
         gap, same = own / least - 1, (masks[name] == masks["ours"]).all(0).all(0)
-        overflow = [name == "gco as called" and int(call[0].max()) * FLOAT >= 2**31 for call in calls[as_called]]
+        overflow = [name == "gco as called" and int(call[0].max()) * 100_000 >= 2**31 for call in calls[as_called]]
         high, worse, equal = (100 * float(np.mean(which)) for which in (overflow, (own > other * (1 + NEAR)).numpy(), same.numpy()))
         gaps, strictly = [float(gap.mean()), float(gap.max())], int((own > other).sum())
         yield [n, name, len(images), high, *gaps, worse, strictly, equal, ms[name], ms.get(f"{name}, cut")]
@@ -132,8 +132,8 @@ def singly(each: Energy) -> Iterator[list[np.ndarray]]:
     return map(list, zip(*(part.contiguous().numpy() for part in parts), strict=True))
 
 
-def together(masks: Iterator[np.ndarray]) -> list[Tensor]:
-    return [torch.from_numpy(np.stack([*masks], 2))]
+def together(masks: Iterator[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack([*masks], 2))
 
 
 def timed(sides: dict[str, Callable[[], Any]], count: int) -> dict[str, float]:
@@ -158,12 +158,17 @@ def main() -> None:
         trainer.train_epoch()
     method = trainer.regularizers["puzzlemix"]
     assert isinstance(method, PuzzleMix)
-    lines = [line for n in method.blocks for line in rows(trainer, method, n)]
-    print(tabulate(lines, COLUMNS, floatfmt=("", "", "", ".1f", ".1e", ".1e", ".1f", "", ".1f", ".3f", ".3f")))
+    print(
+        tabulate(
+            [line for n in method.blocks for line in rows(trainer, method, n)],
+            COLUMNS,
+            floatfmt=("", "", "", ".1f", ".1e", ".1e", ".1f", "", ".1f", ".3f", ".3f"),
+        )
+    )
     packages = {name: version(name) for name in ("torch", "gco-wrapper", *["PyMaxflow"] * bool(find_spec("maxflow")))}
     about = {"device": device_name(trainer.device), "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2), **packages}
     about |= {"data": trainer.bundle.variant, "accuracy": f"{trainer.rows[-1]['test/accuracy']:.1f} %", **commit()}
-    print(MEANING, ", ".join(f"{name} {value}" for name, value in about.items()), sep="\n")
+    print(MEANING, fill(", ".join(f"{name} {value}" for name, value in about.items()), 130), sep="\n")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from data import images as known
 from data.augment import crop_flip, prepared, windows
-from data.standardise import multiply_add, normalise, position_maps
+from data.formats import Raw
+from data.standardise import channel_statistics, multiply_add, normalise, position_maps
 
 
 def images(count: int, *size: int) -> Tensor:
@@ -207,3 +209,29 @@ def test_normalise() -> None:
     expected = (x.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     assert torch.allclose(prepared, expected.float(), rtol=1e-5, atol=1e-6)  # torch.testing takes seconds to import
     assert prepared.dtype == torch.float32 and prepared.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_have_their_own_statistics(channels: int) -> None:
+    """Those of the training images, exactly: normalised, each channel has mean 0 and deviation 1."""
+    mean, std = channel_statistics(given := images(7, channels, 5, 6))
+    values = (given.double() / 255).transpose(0, 1).flatten(1)
+    assert mean == pytest.approx(values.mean(1).tolist(), rel=1e-12) and std == pytest.approx(
+        values.std(1, correction=0).tolist(), rel=1e-9
+    )
+
+
+def test_images_can_be_standardised_by_their_own_channels() -> None:
+    """Of the images that are trained on; and a batch says by what its pixels were divided."""
+    raw = Raw({split: (images(20, 3, 8, 8), torch.arange(20) % 10) for split in ("train", "test")}, "")
+    for standardise in ("channels", "channels_own"):
+        bundle = known.cifar10.bundle(raw, {}, "cpu", 2, True, standardise=standardise)
+        batch = next(bundle.batches("train", 20))
+        values = batch.x.transpose(0, 1).flatten(1).double()
+        own = bool(values.mean(1).abs().max() < 1e-6 and (values.std(1, correction=0) - 1).abs().max() < 1e-6)
+        assert own == (standardise == "channels_own")
+        pixels = batch.x * batch.scale - raw.splits["train"][0] / 255
+        assert (pixels - pixels.mean((0, 2, 3), keepdim=True)).abs().max() < 1e-6
+        taken = bundle.take(torch.arange(5), rng())
+        assert torch.equal(taken.scale, batch.scale) and taken.scale.shape == (3, 1, 1)
+    assert known.cifar10.bundle(raw, {}, "cpu", standardise="pixels").scale is None

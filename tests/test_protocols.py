@@ -84,3 +84,33 @@ def test_lamix_s_protocol(name: str) -> None:
     schedule = build(cfg.schedule, "schedule")
     rates = [0.1 * schedule(epoch, 391 * epoch, None) for epoch in range(400)]
     assert rates == pytest.approx([0.1] * 101 + [0.01] * 50 + [0.001] * 249)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "mnist32", "fmnist32", "tiny_imagenet"])
+def test_puzzlemix_s_protocol(name: str) -> None:
+    """P-A2: 350 epochs at 0.2, 150 at 0.02, 100 at 0.002; Tiny-ImageNet's rows (table 4) change earlier, with other crops."""
+    tiny = ["dataset.padding=4", "dataset.standardise=channels", "schedule.at=[300,450]"] if name == "tiny_imagenet" else []
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("config", ["experiment=lamix_puzzle", f"dataset={name}", *tiny, "method=[puzzlemix]"])
+        table = hydra.compose("tables", ["table=lamix_4"]).table
+    check(cfg)
+    assert {*tiny, "dataset=tiny_imagenet", "model.stem_stride=2"} <= {*table.base} or not tiny
+    assert (cfg.epochs, cfg.batch_size, cfg.drop_last, cfg.balanced, cfg.precision, cfg.loss) == (600, 100, False, False, "fp32", "bce")
+    assert dict(cfg.optim) == dict(config().optim) | {
+        **{"lr": 0.2, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "decay": "all"},
+        **{"bias_lr": 1.0, "clip": None, "clip_each": False},
+    }
+    assert (cfg.dataset.padding, cfg.dataset.flip) == (4 if tiny else 2, True)
+    assert cfg.dataset.standardise == ("channels" if tiny else "channels_own")
+    schedule = build(cfg.schedule, "schedule")
+    rates = [0.2 * schedule(epoch, 500 * epoch, None) for epoch in range(600)]
+    assert rates == pytest.approx([0.2] * (300 if tiny else 350) + [0.02] * 150 + [0.002] * (150 if tiny else 100))
+    printed = {"alpha": 1, "beta": 1.2, "gamma": 0.5, "eta": 0.2, "neigh_size": 4, "transport": True, "t_size": 4, "t_eps": 0.8}
+    assert {key: cfg.method.puzzlemix[key] for key in printed} == printed and cfg.method.puzzlemix.clean_lam == 0
+
+
+def test_both_forms_of_puzzlemix_have_the_same_options() -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("config", ["method=[puzzlemix,lamix_puzzle]"])
+    own = {key: value for key, value in cfg.method.puzzlemix.items() if key not in ("alpha", "prob")}
+    assert own == dict(cfg.method.lamix_puzzle.puzzle) and cfg.method.lamix_puzzle.beta == 1

@@ -132,6 +132,15 @@ def test_the_id_is_that_of_its_content() -> None:
     assert store.run_id(cfg) == hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+def test_a_key_that_came_later_leaves_older_runs_their_ids() -> None:
+    """With the value that it stands for where it is missing; any other is another run."""
+    cfg = OmegaConf.create(OmegaConf.to_container(config(), resolve=True))
+    before = OmegaConf.create({key: value for key, value in cfg.items() if key != "loss"})
+    assert cfg.loss == "ce" and store.run_id(cfg) == store.run_id(before)
+    cfg.loss = "bce"
+    assert store.run_id(cfg) != store.run_id(before)
+
+
 # folders
 
 

@@ -100,8 +100,8 @@ def problems(trainer: Trainer, method: PuzzleMix, n: int) -> Iterator[Energy]:
 def rows(trainer: Trainer, method: PuzzleMix, n: int) -> Iterator[list[object]]:
     """The table's lines for grids of n x n blocks."""
     given = [*problems(trainer, method, n)]
-    precise = [Energy(each.cost.double(), each.weight.double()) for each in given]
-    images = [image for each in precise for image in singly(each)]
+    whole = Energy(*(torch.cat(parts, 3).double() for parts in zip(*((each.cost, each.weight) for each in given), strict=True)))
+    images = [*singly(whole)]
     calls = {scaled: [scaled(*image) for image in images] for scaled in (as_called, in_range)}
     iterations = max(1, method.mask_iters * n // FINEST)
     sides: dict[str, Callable[[], Tensor]] = {
@@ -111,10 +111,10 @@ def rows(trainer: Trainer, method: PuzzleMix, n: int) -> Iterator[list[object]]:
         "gco as called, cut": lambda: together(map(swap, calls[as_called])),
         "gco in range, cut": lambda: together(map(swap, calls[in_range])),
     }
-    ms, masks = timed(sides, len(images)), {name: run().double() for name, run in sides.items()}
+    masks = {name: run().double() for name, run in sides.items()}
+    ms = timed(sides, len(images))
     if find_spec("maxflow"):
         masks["exact"] = together(exact(*image) for image in images).double()
-    whole = Energy(torch.cat([each.cost for each in precise], 3), torch.cat([each.weight for each in precise], 3))
     energies = {name: whole(k) for name, k in masks.items()}
     least, better = torch.stack([*energies.values()]).amin(0), torch.minimum(energies["gco as called"], energies["gco in range"])
     for name in [*sides][:3]:
@@ -126,9 +126,9 @@ def rows(trainer: Trainer, method: PuzzleMix, n: int) -> Iterator[list[object]]:
         yield [n, name, len(images), high, *gaps, worse, strictly, equal, ms[name], ms.get(f"{name}, cut")]
 
 
-def singly(each: Energy) -> Iterator[list[np.ndarray]]:
+def singly(all_of: Energy) -> Iterator[list[np.ndarray]]:
     """Of each image: cost [n, n, 3], and the weights to the block below [n - 1, n] and to the right [n, n - 1]."""
-    parts = each.cost.permute(3, 1, 2, 0), each.weight[0, :-1].permute(2, 0, 1), each.weight[1, :, :-1].permute(2, 0, 1)
+    parts = all_of.cost.permute(3, 1, 2, 0), all_of.weight[0, :-1].permute(2, 0, 1), all_of.weight[1, :, :-1].permute(2, 0, 1)
     return map(list, zip(*(part.contiguous().numpy() for part in parts), strict=True))
 
 
@@ -137,14 +137,14 @@ def together(masks: Iterator[np.ndarray]) -> Tensor:
 
 
 def timed(sides: dict[str, Callable[[], Any]], count: int) -> dict[str, float]:
-    """Milliseconds for each of so many images; a first round warms up."""
+    """Milliseconds for each of so many images."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(1 + ROUNDS):
+    for _ in range(ROUNDS):
         for name, run in sides.items():
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)
-    return {name: 1000 * statistics.median(each[1:]) / count for name, each in seconds.items()}
+    return {name: 1000 * statistics.median(each) / count for name, each in seconds.items()}
 
 
 def main() -> None:
@@ -158,13 +158,8 @@ def main() -> None:
         trainer.train_epoch()
     method = trainer.regularizers["puzzlemix"]
     assert isinstance(method, PuzzleMix)
-    print(
-        tabulate(
-            [line for n in method.blocks for line in rows(trainer, method, n)],
-            COLUMNS,
-            floatfmt=("", "", "", ".1f", ".1e", ".1e", ".1f", "", ".1f", ".3f", ".3f"),
-        )
-    )
+    lines = [line for n in method.blocks for line in rows(trainer, method, n)]
+    print(tabulate(lines, COLUMNS, floatfmt=("", "", "", ".1f", ".1e", ".1e", ".1f", "", ".1f", ".3f", ".3f")))
     packages = {name: version(name) for name in ("torch", "gco-wrapper", *["PyMaxflow"] * bool(find_spec("maxflow")))}
     about = {"device": device_name(trainer.device), "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2), **packages}
     about |= {"data": trainer.bundle.variant, "accuracy": f"{trainer.rows[-1]['test/accuracy']:.1f} %", **commit()}

@@ -111,8 +111,7 @@ def rows(trainer: Trainer, method: PuzzleMix, n: int) -> Iterator[list[object]]:
         "gco as called, cut": lambda: together(map(swap, calls[as_called])),
         "gco in range, cut": lambda: together(map(swap, calls[in_range])),
     }
-    masks = {name: run().double() for name, run in sides.items()}
-    ms = timed(sides, len(images))
+    masks, ms = {name: run().double() for name, run in sides.items()}, timed(sides, len(images))
     if find_spec("maxflow"):
         masks["exact"] = together(exact(*image) for image in images).double()
     energies = {name: whole(k) for name, k in masks.items()}

@@ -38,6 +38,10 @@ README = (ROOT / "README.md").read_text()
         ("lamix_demo_7", "figures/lamix_demo_7.md"),
         ("lamix_mnist", "lamix_mnist-20-epochs.md"),
         ("bench-lamix", "bench-lamix.txt"),
+        ("lamix_puzzle", "figures/lamix_puzzle.md"),
+        ("lamix_puzzle_demo", "lamix_puzzle_demo.md"),
+        ("compare-gco", "puzzle_mask-gco.txt"),
+        ("bench-puzzle", "bench-puzzle.txt"),
     ],
 )
 def test_tables_are_the_reference(mark: str, file: str) -> None:

@@ -7,7 +7,7 @@ problem is tight. No graph-cut package: a primal-dual iteration for the whole ba
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, log
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.nn.functional import avg_pool2d, softshrink
 STEP = 0.15  # of the dual; the primal's follows from it. From 0.1 to 0.4 little differs, on saliency of CIFAR-10
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # at which the relaxed mask is rounded: the best one counts
 SWEEPS = 2  # of the descent that follows
-LARGEST = 1e6  # in place of the infinite cost of a label that the prior excludes, at a ratio of 0 or 1
+LARGEST = 1e6  # in place of the infinity of -log(0), at a ratio of 0 or 1
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def energy(
         none.narrow(axis, 0, n - 1).add_(ba + bb)
         none.narrow(axis, 1, n - 1).add_(ab + bb)
         weight[axis].narrow(axis, 0, n - 1).copy_(smooth + ab + ba - aa - bb)
-    lam = lam.to(lost.dtype)
-    prior = torch.stack([-2 * (1 - lam).log(), -(2 * lam * (1 - lam)).log(), -2 * lam.log()]).clamp(max=LARGEST)
+    own, other = (share.to(lost.dtype).log().clamp(min=-LARGEST) for share in (lam, 1 - lam))  # convex at 0 and 1 too
+    prior = torch.stack([-2 * other, -other - own - log(2), -2 * own])
     return Energy(torch.stack([none, (none + whole) / 2, whole]) + eta / n**2 * prior[:, None, None, None], weight)
 
 
@@ -124,7 +124,7 @@ def relaxation(energy: Energy, iterations: int) -> Tensor:
 def descent(energy: Energy, k: Tensor) -> Tensor:
     """Each block in turn, black ones then white ones of a chessboard, takes its best label for those of its neighbours."""
     v = energy.weight / 4
-    steps = energy.cost[1:] - energy.cost[:-1] + ends(v) * torch.tensor([1.0, 3.0], device=v.device)[:, None, None, None]
+    steps = energy.cost[1:] - energy.cost[:-1] + torch.stack([ends(v), 3 * ends(v)])
     place = torch.arange(len(k), device=k.device)
     white = ((place[:, None] + place) % 2 == 1)[..., None]
     for turn in range(2 * SWEEPS):

@@ -26,9 +26,9 @@ class PuzzleMix(Regularizer):
 
     One ratio lambda ~ Beta(alpha, alpha), for the prior of z, one pairing, and one grid of blocks x blocks for each batch.
     prob: the part of the batches that is mixed. blocks: the grids; of these, those that divide the images.
-    beta, gamma, eta, neigh_size: the energy's, see `puzzle_mask.energy`; its minimum is exact within `mask_iters` steps of the solver on
-    16 x 16 blocks, on coarser ones in proportion. transport: whether cells of the images are moved, T; t_size: of at most so many pixels
-    (None: whole blocks); t_eps: what distance costs.
+    beta, gamma, eta, neigh_size: the energy's, see `puzzle_mask.energy`. mask_iters: steps of the solver of its minimum on 16 x 16 blocks,
+    on coarser ones in proportion; 200 find it for these settings.
+    transport: whether cells of the images are moved, T; t_size: of at most so many pixels (None: whole blocks); t_eps: what distance costs.
     clean_lam: 0: saliency is seen in evaluation mode, by the gradient with respect to the images alone; above 0: in training mode,
     and the gradient of the weights on the unmixed batch counts so much in the step, in the scale of a binary cross-entropy.
     Published code where the paper is silent; its int32 graph cut is replaced by the exact one (protocol sheet, 1.6).

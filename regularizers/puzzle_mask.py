@@ -104,14 +104,17 @@ def relaxation(energy: Energy, iterations: int) -> Tensor:
     v = energy.weight / 4
     step = 1 / (2 * STEP * ends(v)).clamp(min=torch.finfo(v.dtype).tiny)
     turn = step * (energy.cost[1:] - energy.cost[:-1])  # what a step moves k by, below and above 1
+    turn[1] += 1
     k, u, change = torch.ones_like(step), torch.zeros_like(v), torch.zeros_like(v)
+    flow, pull, parts = torch.empty_like(v), torch.empty_like(k), torch.empty_like(turn)
     for _ in range(iterations):
-        y = v * u
-        pull = y[0] + y[1]
-        pull[1:] -= y[0, :-1]
-        pull[:, 1:] -= y[1, :, :-1]
-        pull = torch.addcmul(k, step, pull, out=pull)
-        new = (pull - turn[0]).clamp_(0, 1).add_((pull - turn[1]).clamp_(1, 2)).sub_(1)
+        torch.mul(v, u, out=flow)
+        torch.add(*flow, out=pull)
+        pull[1:] -= flow[0, :-1]
+        pull[:, 1:] -= flow[1, :, :-1]
+        torch.addcmul(k, step, pull, out=pull)
+        torch.sub(pull, turn, out=parts).clamp_(0, 1)
+        new = parts[0] + parts[1]
         ahead = k.lerp_(new, 2)
         torch.sub(ahead[1:], ahead[:-1], out=change[0, :-1])
         torch.sub(ahead[:, 1:], ahead[:, :-1], out=change[1, :, :-1])

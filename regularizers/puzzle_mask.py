@@ -7,7 +7,7 @@ problem is tight. No graph-cut package: a primal-dual iteration for the whole ba
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd, log
+from math import log
 
 import torch
 from torch import Tensor
@@ -44,21 +44,26 @@ def shares(saliency: Tensor, n: int) -> Tensor:
     return each / (each.sum((1, 2), keepdim=True) + 1e-12)
 
 
+def cell(block: int, pixels: int) -> int:
+    """The side of squares that divide a block of so many pixels a side: the smallest one of at least `pixels`, else the block's own."""
+    return next(side for side in range(min(pixels, block), block + 1) if block % side == 0)
+
+
 def energy(
     saliency: Tensor, pixels: Tensor, partner: Tensor, lam: Tensor, n: int, beta: float, gamma: float, eta: float, neigh_size: int
 ) -> Energy:
     """The energy of mixing each image with its partner, on n x n blocks (as in the code of Kim et al.).
 
     saliency: [N, H, H]; pixels: [N, C, H, H], in 0 .. 1 up to a constant; partner: [N]; lam: the ratio that the prior is for, a scalar.
-    beta / (16 n): weight of smoothness; gamma, below 1: how far it depends on how well the two images fit at the border of two blocks, each
-    averaged over neigh_size x neigh_size pixels before. eta / n^2: weight of the prior, that of two draws with probability lam.
+    beta / (16 n): weight of smoothness. gamma, below 1: how far that depends on how well the images fit at the border of two blocks,
+    averaged before over cells of neigh_size x neigh_size pixels, or a little more. eta / n^2: weight of the prior, that of two draws of
+    the first image with probability lam.
     """
     size = pixels.shape[2] // n
-    cell = gcd(neigh_size, size)
-    smooth, cells = beta / (16 * n), size // cell
+    averaged = avg_pool2d(pixels, cell(size, neigh_size))
+    smooth, cells = beta / (16 * n), averaged.shape[2] // n
     lost = shares(saliency, n).permute(1, 2, 0).contiguous()  # with z = 0: the image's own; with z = 1 its partner's
     whole, none = lost[..., partner], lost
-    averaged = avg_pool2d(pixels, cell)
     weight = lost.new_zeros(2, n, n, len(pixels))
     for axis in (0, 1):
         lines = averaged.transpose(2, 3) if axis else averaged  # [N, C, cells across the border, cells along it]
@@ -101,27 +106,33 @@ def relaxation(energy: Energy, iterations: int) -> Tensor:
     Both terms of the energy are piecewise linear between whole numbers here, where their minima lie then: v (k_j - k_i)^2, v = weight / 4,
     has the slopes 1 and 3, hence f(u) = max(0, |u| - 1). It is the layered cut, with one k for its two layers and one u for four edges.
     """
-    v = energy.weight / 4
+    down, right = v = energy.weight / 4
     step = 1 / (2 * STEP * ends(v)).clamp(min=torch.finfo(v.dtype).tiny)
-    turn = step * (energy.cost[1:] - energy.cost[:-1])  # what a step moves k by, below and above 1
-    turn[1] += 1
-    k, u, change = torch.ones_like(step), torch.zeros_like(v), torch.zeros_like(v)
-    flow, pull, parts = torch.empty_like(v), torch.empty_like(k), torch.empty_like(turn)
+    low, high = step * (energy.cost[1:] - energy.cost[:-1])  # what a step moves k by, below and above 1
+    high += 1
+    # Below and beside, a tensor each: one, twice as large, torch cuts for two threads of a CPU, whose meeting takes longer than the work.
+    k, below, beside, pull = torch.ones_like(step), *torch.zeros(3, *step.shape, dtype=v.dtype, device=v.device)
+    change_below, change_beside, flow_below, flow_beside = torch.zeros(4, *step.shape, dtype=v.dtype, device=v.device)
     for _ in range(iterations):
-        torch.mul(v, u, out=flow)
-        torch.add(*flow, out=pull)
-        pull[1:] -= flow[0, :-1]
-        pull[:, 1:] -= flow[1, :, :-1]
+        torch.mul(down, below, out=flow_below)
+        torch.mul(right, beside, out=flow_beside)
+        torch.add(flow_below, flow_beside, out=pull)
+        pull[1:] -= flow_below[:-1]
+        pull[:, 1:] -= flow_beside[:, :-1]
         torch.addcmul(k, step, pull, out=pull)
-        torch.sub(pull, turn, out=parts).clamp_(0, 1)
-        new = parts[0] + parts[1]
+        new = (pull - low).clamp_(0, 1).add_((pull - high).clamp_(0, 1))
         ahead = k.lerp_(new, 2)
-        torch.sub(ahead[1:], ahead[:-1], out=change[0, :-1])
-        torch.sub(ahead[:, 1:], ahead[:, :-1], out=change[1, :, :-1])
-        u.add_(change, alpha=STEP)
-        u = softshrink(u, 1 + STEP).clamp_(-2, 2).add_(u.clamp_(-1, 1))
+        torch.sub(ahead[1:], ahead[:-1], out=change_below[:-1])
+        torch.sub(ahead[:, 1:], ahead[:, :-1], out=change_beside[:, :-1])
+        below, beside = moved_on(below, change_below), moved_on(beside, change_beside)
         k = new
     return k
+
+
+def moved_on(u: Tensor, change: Tensor) -> Tensor:
+    """A step of the dual u of some pairs, along the change of k in each: it is drawn to between -1 and 1, and kept between -3 and 3."""
+    u.add_(change, alpha=STEP)
+    return softshrink(u, 1 + STEP).clamp_(-2, 2).add_(u.clamp_(-1, 1))
 
 
 def descent(energy: Energy, k: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from math import gcd
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from data.bundle import Batch
 from models.net import Net
 from regularizers.base import Pass, Regularizer
 from regularizers.mixing import pairing, ratio, soft
-from regularizers.puzzle_mask import energy, minimum, shares
+from regularizers.puzzle_mask import cell, energy, minimum, shares
 from regularizers.puzzle_transport import assignment, moved
 
 FINEST = 16  # blocks a side, for which `mask_iters` is
@@ -28,7 +27,8 @@ class PuzzleMix(Regularizer):
     prob: the part of the batches that is mixed. blocks: the grids; of these, those that divide the images.
     beta, gamma, eta, neigh_size: the energy's, see `puzzle_mask.energy`. mask_iters: steps of the solver of its minimum on 16 x 16 blocks,
     on coarser ones in proportion; 200 find it for these settings.
-    transport: whether cells of the images are moved, T; t_size: of at most so many pixels (None: whole blocks); t_eps: what distance costs.
+    transport: whether cells of the images are moved, T; t_size: their side in pixels, or a little more (None: whole blocks); t_eps: what
+    distance costs.
     clean_lam: 0: saliency is seen in evaluation mode, by the gradient with respect to the images alone; above 0: in training mode,
     and the gradient of the weights on the unmixed batch counts so much in the step, in the scale of a binary cross-entropy.
     Published code where the paper is silent; its int32 graph cut is replaced by the exact one (protocol sheet, 1.6).
@@ -117,7 +117,7 @@ class PuzzleMix(Regularizer):
     def transported(self, first: Tensor, second: Tensor, z: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
         """Both images of each pair, cells moved to where the mask shows them. saliency: [2, N, H, H], of the first and the second."""
         size, block = first.shape[2], first.shape[2] // self.n
-        side = size // (block if self.t_size is None else gcd(self.t_size, block))
+        side = size // (block if self.t_size is None else cell(block, self.t_size))
         mask, each = finer(z, side), shares(saliency.flatten(0, 1), side)
         source, taken = assignment(torch.cat([mask, 1 - mask]), each, self.t_eps)
         moved_first, moved_second = moved(torch.cat([first, second]), source, taken).chunk(2)

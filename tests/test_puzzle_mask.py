@@ -68,7 +68,8 @@ def literal(data: Drawn, place: int, lam: float, n: int, eps: float = 0, **optio
     """Protocol sheet, 1.6, for the image at `place` (a) and its partner (b). eps: what the authors add inside the logarithms."""
     beta, gamma, eta, neigh_size = {**SETTINGS, **options}.values()
     pair, size = [place, int(data.partner[place])], data.pixels.shape[2] // n
-    cell, half, beta_n = math.gcd(neigh_size, size), gamma * beta / (16 * n) / 2, beta / (16 * n)
+    cell = min(side for side in range(1, size + 1) if size % side == 0 and side >= min(neigh_size, size))
+    half, beta_n = gamma * beta / (16 * n) / 2, beta / (16 * n)
     a, b = (np.array([blocks(channel, cell) for channel in data.pixels[one].double().numpy()]) for one in pair)
     c0, c1 = (each / each.sum() for each in (blocks(data.saliency[one].double().numpy(), size) for one in pair))
     edges, weights = [], []

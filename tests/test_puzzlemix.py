@@ -21,7 +21,7 @@ from experiments.config import ConfigError
 from experiments.provenance import facts
 from experiments.trainer import Trainer, bce
 from regularizers.base import Pass
-from regularizers.puzzle_mask import energy, minimum
+from regularizers.puzzle_mask import cell, energy, minimum
 from regularizers.puzzlemix import FINEST
 
 __all__ = ["data_home"]  # a fixture
@@ -159,6 +159,12 @@ def test_cells_that_move(t_size: int | None, n: int, side: int, monkeypatch: pyt
     assert torch.equal(mask[:12], F.interpolate(mask[:12, None, :: side // n, :: side // n], size=(side, side))[:, 0])
 
 
+@pytest.mark.parametrize(("block", "pixels", "side"), [(16, 4, 4), (2, 4, 2), (14, 4, 7), (7, 4, 7), (6, 4, 6), (12, 5, 6), (8, 1, 1)])
+def test_cells_divide_blocks(block: int, pixels: int, side: int) -> None:
+    """For powers of two the smaller of both, as published; 28x28 digits have cells of 7x7."""
+    assert cell(block, pixels) == side
+
+
 def test_a_whole_image_is_itself() -> None:
     """P-P6: z = 1 everywhere, which a ratio of 1 gives (P-P7), and z = 0 its partner."""
     run, method, drawn = ready()
@@ -176,7 +182,7 @@ def test_the_mean_share_follows_the_prior() -> None:
     means = {}
     for lam in (0.2, 0.5, 0.8):
         found = []
-        for step in range(12):
+        for step in range(8):
             partner = torch.randperm(50, generator=torch.Generator().manual_seed(step))
             found.append(at(step, method).mix(drawn, partner, torch.tensor(lam), run.net)[1])
         each = torch.cat(found)

@@ -166,7 +166,7 @@ PER = ["method=[per,vcl]", "norm=none", "optim.bias_lr=0.1", "optim.clip=1", "op
 WITHOUT = [word for word in TINY[2:] if not word.startswith("schedule")]
 KILLED = {
     # five steps an epoch, an odd number: LaMix goes by the steps of the run
-    "net2c": ([*TINY, "method=[itdm_c,lamix,cutmix,mixup]"], 30),
+    "net2c": ([*TINY, "method=[itdm_c,puzzlemix,lamix,cutmix,mixup]"], 30),
     "resnet18": ([*TINY[2:], *small("resnet18"), "method=itdm_c"], 4),
     "cnn11": ([*TINY[2:], *small("cnn11"), *PER], 4),
     "lstm": ([*WITHOUT, *small("lstm"), "method=per", "schedule=plateau", "optim.lr=5", "optim.clip=0.25"], 30),

@@ -23,7 +23,7 @@ make_trainer = train.make_trainer
 def leaving(cfg):
     trainer = make_trainer(cfg)
     step = trainer.take_step
-    trainer.take_step = lambda *samples: (step(*samples), float(trainer.sums["ce"]), os._exit({FIRST_STEP_DONE}))
+    trainer.take_step = lambda *samples: (step(*samples), float(next(iter(trainer.sums.values()))), os._exit({FIRST_STEP_DONE}))
     return trainer
 train.make_trainer = leaving
 cli.main(train.train, "config")

@@ -191,7 +191,7 @@ def keep_weights(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
 
 
 def _headline(cfg: DictConfig, rows: list[dict[str, float]]) -> str:
-    shown = {"train/ce": "train ce {:.4f}", "train/bce": "train bce {:.4f}", "test/ce": "test ce {:.4f}", "test/accuracy": "accuracy {:.2f} %"}
+    shown = {f"train/{cfg.loss}": f"train {cfg.loss} {{:.4f}}", "test/ce": "test ce {:.4f}", "test/accuracy": "accuracy {:.2f} %"}
     if getattr(resolve(cfg.dataset, "dataset"), "headline", None) == "perplexity":
         shown = {f"{split}/perplexity": f"{split} perplexity {{:.2f}}" for split in ("train", "valid", "test")}
     return ", ".join(text.format(rows[-1][name]) for name, text in shown.items() if rows and name in rows[-1])

@@ -13,31 +13,19 @@ from typing import Any, Protocol
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy, cross_entropy
 
 from data.bundle import Batch, Bundle
 from experiments.config import ConfigError, first_line
 from experiments.graph import Replayed
 from experiments.length import Length
+from experiments.loss import LOSSES
 from experiments.metrics import Metrics, means, perplexity
 from experiments.optim import SGD, Schedule, clip, groups
 from experiments.rng import generator
 from models.net import Net, record
 from regularizers.base import Pass, Regularizer
-from regularizers.mixing import soft
 
 Row = dict[str, float]
-
-
-def bce(logits: Tensor, target: Tensor) -> Tensor:
-    """The binary cross-entropy of softmax(logits) [N, K] in every class, mean over the N x K: the loss of PuzzleMix's published code.
-
-    target: labels [N] or class probabilities [N, K]. About 2 / K of the cross-entropy, which its learning rates go with.
-    """
-    return binary_cross_entropy(logits.softmax(1).clamp(max=1), soft(target, logits.shape[1]))  # rounding can pass 1
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "bce": bce}
 
 
 class Probe(Protocol):

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from data.bundle import Batch
 from experiments.config import ConfigError
+from experiments.loss import bce
 from experiments.provenance import facts
-from experiments.trainer import Trainer, bce
+from experiments.trainer import Trainer
 from regularizers.base import Pass
 from regularizers.puzzle_mask import cell, energy, minimum
 from regularizers.puzzlemix import FINEST

@@ -168,7 +168,7 @@ def test_augmented_test_images(raw):
         ({"size": -4}, "dataset.size=-4: choose a whole number of pixels of at least 1, or null for 28"),
         ({"test_augment": True}, "dataset.test_augment=true: there is nothing to augment with, set dataset.padding or dataset.flip"),
         ({"channels": 2}, "dataset.channels=2: choose 1, 3 or null"),
-        ({"standardise": "foo"}, "dataset.standardise=foo: choose channels, pixels or pixels_variance"),
+        ({"standardise": "foo"}, "dataset.standardise=foo: choose channels, channels_own, pixels or pixels_variance"),
         (
             {"standardise": "pixels", "test_augment": True, "flip": True},
             "dataset.test_augment=true: raw images are augmented, so choose dataset.standardise=channels, not pixels",

@@ -30,8 +30,7 @@ compile    torch.compile against eager; only on a GPU or when named
 Without a PART: all. The two sides of a row take turns in one process.
 rounds=7   paired rounds of a row, at least 7      csv=FILE  where the table goes too: runs/bench.csv
 steps=N    steps of a side in a round; without it as many as take half a second, at least 1
-The overrides are those of experiments.train, for all rows; method=[NAME,...] leaves out the other methods (besides those of conf/method
-there are {})."""
+Overrides are those of experiments.train, for all rows; method=[NAME,...] leaves out the others of conf/method, and {}."""
 PARTS = ("end", "use", "input", "step", "methods", "text", "norms", "puzzle", "precision", "compile", "counts", "start", "sweep", "gpu")
 TIMES = ("id", "what", "over", "ratio", "q1", "q3", "good", "ms a", "ms b", "note")
 COUNTS = ("id", "what", "over", "ratio", "good", "count a", "count b", "unit", "reads a", "reads b", "note")

@@ -101,11 +101,7 @@ class PuzzleMix(Regularizer):
     def mix(self, batch: Batch, partner: Tensor, lam: Tensor, net: Net) -> tuple[Tensor, Tensor]:
         """The batch's images mixed with their partners [N]; and the share [N] of the first in each. lam, a scalar: the prior's."""
         z, saliency = self.mask(batch, partner, lam, net)
-        first, second = batch.x, batch.x[partner]
-        if self.transport:
-            first, second = self.transported(first, second, z, torch.stack([saliency, saliency[partner]]))
-        shown = finer(z, batch.x.shape[2])[:, None].to(batch.x.dtype)
-        return shown * first + (1 - shown) * second, z.mean((1, 2))
+        return self.blend(batch.x, partner, z, saliency), z.mean((1, 2))
 
     def mask(self, batch: Batch, partner: Tensor, lam: Tensor, net: Net) -> tuple[Tensor, Tensor]:
         """The shares z of the first image in each block, [N, n, n], and the saliency [N, H, H] that they follow from."""
@@ -113,6 +109,14 @@ class PuzzleMix(Regularizer):
         saliency, pixels = self.saliency(batch, net), batch.x.float() * batch.scale
         costs = energy(saliency, pixels, partner, lam, self.n, self.beta, self.gamma, self.eta, self.neigh_size)
         return minimum(costs, max(1, self.mask_iters * self.n // FINEST)).permute(2, 0, 1) / 2, saliency
+
+    def blend(self, x: Tensor, partner: Tensor, z: Tensor, saliency: Tensor) -> Tensor:
+        """Images x mixed with their partners as `mask` says."""
+        first, second = x, x[partner]
+        if self.transport:
+            first, second = self.transported(first, second, z, torch.stack([saliency, saliency[partner]]))
+        shown = finer(z, x.shape[2])[:, None].to(x.dtype)
+        return shown * first + (1 - shown) * second
 
     def transported(self, first: Tensor, second: Tensor, z: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
         """Both images of each pair, cells moved to where the mask shows them. saliency: [2, N, H, H], of the first and the second."""

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
 from experiments.cli import CONF
+from experiments.figures.trained import remade
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -139,6 +140,13 @@ def test_a_key_that_came_later_leaves_older_runs_their_ids() -> None:
     assert cfg.loss == "ce" and store.run_id(cfg) == store.run_id(before)
     cfg.loss = "bce"
     assert store.run_id(cfg) != store.run_id(before)
+
+
+def test_a_run_older_than_a_key_is_made_anew(tmp_path: Path) -> None:
+    cfg = OmegaConf.create(OmegaConf.to_container(config("runtime.device=cpu profile.train=20 profile.test=20"), resolve=True))
+    for given in ({}, {"loss": "bce"}):
+        OmegaConf.save(OmegaConf.create({key: value for key, value in cfg.items() if key != "loss"} | given), tmp_path / "config.yaml")
+        assert remade(store.Run(tmp_path), cfg.runtime).cfg.loss == given.get("loss", "ce")
 
 
 # folders

@@ -118,17 +118,17 @@ def mixed(trainer: Trainer, method: PuzzleMix, indices: Tensor, lam: float) -> I
         count, method.n = mine.shape[1], n
         raw, y = (values[mine.flatten()] for values in trainer.bundle.splits["test"])
         batch = Batch(trainer.bundle.prepare(raw), y, y, scale=scale)
-        known = batch, torch.arange(2 * count, device=y.device).roll(count), torch.tensor(lam, device=y.device), trainer.net
+        partner = torch.arange(2 * count, device=y.device).roll(count)
         with trainer.autocast():  # as in a step
-            z, saliency = method.mask(*known)
-            x, share = method.mix(*known)
+            z, saliency = method.mask(batch, partner, torch.tensor(lam, device=y.device), trainer.net)
+            x = method.blend(batch.x, partner, z, saliency)
         pixels = raw.double() / 255
         shift = (pixels - batch.x * scale).mean((0, 2, 3), keepdim=True)  # the constant of each channel that normalising takes off
         shown = torch.stack([*pixels.split(count), (x[:count] * scale + shift).clamp(0, 1)], 1).permute(0, 1, 3, 4, 2)
         maps = torch.stack(saliency.split(count), 1)
         for at in range(count):
             arrays = (values[at].float().cpu().numpy() for values in (shown, maps, z))
-            yield Pair(n, (int(y[at]), int(y[at + count])), float(share[at]), *arrays)
+            yield Pair(n, (int(y[at]), int(y[at + count])), float(z[at].mean()), *arrays)
 
 
 def lines(numbers: pd.DataFrame) -> list[str]:

@@ -17,7 +17,7 @@ def remade(run: store.Run, runtime: DictConfig, **changes: Any) -> Trainer:
     """The run's trainer, untrained, with some keys of its config changed; `runtime` says where to compute."""
     from experiments.train import make_trainer
 
-    cfg = OmegaConf.load(run.path / "config.yaml")
+    cfg = OmegaConf.merge(store.ADDED, OmegaConf.load(run.path / "config.yaml"))  # which may be older than a key
     assert isinstance(cfg, DictConfig)
     cfg.update(runtime=runtime, **changes)  # the run's own may name another machine's device and folders
     return make_trainer(cfg)

@@ -59,6 +59,8 @@ class Runtime:
     """What must not change a number; not part of a run's identity."""
 
     device: str = "auto"  # auto | cpu | cuda | cuda:0 ...
+    devices: Any = None  # several GPUs, [0,1,...]: each run takes one that has a place free; null: the one that `device` says
+    runs_per_device: int = 1  # places of a GPU: more where one run leaves it idle; on a CPU so many runs at a time, of a thread each
     threads: int | None = None  # CPU threads of a run; null: all cores, shared by the runs that a launcher starts side by side
     data_dir: str = "${oc.env:DATA_DIR,data/raw}"
     download: Any = False  # true: fetch a missing data set from its official source; [URL,...]: from these mirrors first
@@ -110,6 +112,10 @@ def _download(value: Any) -> bool:
     return isinstance(value, bool) or (isinstance(value, ListConfig) and all(re.match(r"(https?|ftp)://", str(url)) for url in value))
 
 
+def _devices(value: Any) -> bool:
+    return isinstance(value, ListConfig) and len(value) > 0 and all(type(index) is int and index >= 0 for index in value)
+
+
 _POSITIVE = (_number(0, open_low=True), "a number above 0")
 _COUNT = (_number(1), "a whole number of at least 1")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -135,6 +141,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "profile.steps": _COUNT,
     "profile.seeds": _COUNT,
     "runtime.threads": _COUNT,
+    "runtime.devices": (_devices, "null, or a list of GPUs' numbers, [0,1,...]"),
+    "runtime.runs_per_device": _COUNT,
     "runtime.checkpoint_every": _COUNT,
     "runtime.keep_weights": _COUNT,
     "runtime.download": (_download, "true, false, or a list of mirrors' URLs, [http...,...]"),

@@ -14,11 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
 from experiments.cli import RunFailed, main
+from experiments.complete import complete, find
 from experiments.config import ConfigError, build
 from experiments.pick import due
 from experiments.show import choosing, columns, provenance
 from experiments.spec import Table
-from experiments.table import common_overrides, complete, find, jobs, narrowed, output_name, raise_failed
+from experiments.table import common_overrides, jobs, narrowed, output_name, raise_failed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +103,7 @@ def run(cfg: DictConfig) -> None:
         print(plan(table, asked, cfg))
         return
     draw = build(cfg.figure.draw, "figure.draw", _partial_=True)  # bad input shows before anything is trained
-    complaints = complete(table, asked, cfg.runtime.runs) if cfg.launch else []
+    complaints = complete(table, asked, cfg.runtime, cfg.wait) if cfg.launch else []
     found = find(asked, cfg.runtime.runs)
     wanted, trials = due(table, asked, found)
     done = {identity: one for identity, one in find(wanted, cfg.runtime.runs).items() if one.state == "done"}
@@ -116,7 +117,7 @@ def run(cfg: DictConfig) -> None:
         )
     if complaints:
         raise ConfigError("; ".join(complaints))
-    raise_failed(pd.concat([wanted, trials]), found, {*trials["id"]} - {*wanted["id"]})
+    raise_failed(pd.concat([wanted, trials]), found, {*trials["id"]} - {*wanted["id"]}, ended=cfg.launch and cfg.wait)
     if not done:
         raise RunFailed(f"nothing to draw: none of {wanted['id'].nunique()} runs is done in {cfg.runtime.runs}")
 

@@ -168,7 +168,7 @@ def plan(table: Table, asked: pd.DataFrame, cfg: DictConfig) -> str:
         counted |= set(mine["id"])
         hours = 0.0
         for job in mine[~mine["shared"] & ~mine["state"].isin(["done", "diverged"])].to_dict("records"):
-            one = compose(job["overrides"], [job["seed"]])[0]
+            one = compose(job["overrides"])
             if (key := kind(one)) not in known:
                 print(f"timing a few steps of {row.label}, {job['column']} ...", file=sys.stderr, flush=True)
                 try:

@@ -90,6 +90,7 @@ class TablesConfig(Config):
 
     table: Table = field(default_factory=Table)
     launch: bool = True  # false: print what there is
+    wait: bool = True  # false: submit what is missing to a cluster, print what there is
     plan: bool = False  # print what is missing and what it would cost; launch nothing
     only: list[str] = field(default_factory=list)  # rows and columns with one of these words (or all of "some words") in their name
     out: str = "runs/tables"  # where the Markdown, LaTeX and CSV files go
@@ -107,12 +108,13 @@ class Figure:
 class FiguresConfig(Config):
     figure: Figure = field(default_factory=Figure)
     launch: bool = True
+    wait: bool = True
     plan: bool = False
     only: list[str] = field(default_factory=list)
     out: str = "runs/figures"
 
 
-OWN_KEYS = ("table", "figure", "launch", "plan", "only", "out")  # of the two commands; every other override goes to the runs
+OWN_KEYS = ("table", "figure", "launch", "wait", "plan", "only", "out")  # of the two commands; every other override goes to the runs
 
 ConfigStore.instance().store("tables_schema", TablesConfig)
 ConfigStore.instance().store("figures_schema", FiguresConfig)

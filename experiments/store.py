@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import re
+import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,12 +28,18 @@ State = Literal["missing", "running", "resumable", "failed", "diverged", "done"]
 
 def run_id(cfg: DictConfig) -> str:
     """Ten hex digits of the resolved config: two spellings of one run meet. What must not change a number is left out."""
+    return run_ids(cfg, [cfg.get("seed")])[0]
+
+
+def run_ids(cfg: DictConfig, seeds: Iterable[int | None]) -> list[str]:
+    """The ids of this run with each of the seeds."""
     content = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(content, dict)
     content = {key: value for key, value in content.items() if key not in NOT_IDENTITY and (key, value) not in ADDED.items()}
     content["method"] = [[name, _canonical(node)] for name, node in content["method"].items()]  # the order of methods counts
     content["profile"] = {key: value for key, value in content["profile"].items() if key != "seeds"}
-    return hashlib.sha256(json.dumps(_canonical(content), sort_keys=True).encode()).hexdigest()[:10]
+    texts = (json.dumps(_canonical(content if seed is None else content | {"seed": seed}), sort_keys=True) for seed in seeds)
+    return [hashlib.sha256(text.encode()).hexdigest()[:10] for text in texts]
 
 
 def _canonical(value: Any) -> Any:
@@ -77,6 +85,25 @@ def written(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def locked(path: Path) -> IO[bytes] | None:
+    """The file with this process as the only holder of its lock, which ends with the process; None while another holds it.
+
+    Who only looks whether it is held (`Run.state`) has it for a moment: hence several tries.
+    """
+    handle = open(path, "ab")  # noqa: SIM115
+    for _ in range(10):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            time.sleep(0.02)
+        except OSError:
+            handle.close()
+            raise
+    handle.close()
+    return None
+
+
 class Run:
     """One run's folder: config.yaml, metrics.csv, events for TensorBoard, checkpoint.pt, result.json or error.txt, lock, train.log."""
 
@@ -100,20 +127,26 @@ class Run:
     def acquire(self) -> bool:
         """Become the one process that trains this run. The kernel frees the lock whatever ends the process."""
         self.path.mkdir(parents=True, exist_ok=True)
-        handle = open(self.path / "lock", "ab")  # noqa: SIM115
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
+        handle = locked(self.path / "lock")
+        if handle is None:
             return False
         self._lock = handle
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time(), "job": os.environ.get("SLURM_JOB_ID")}
+        try:
+            handle.truncate(0)
+            handle.write(json.dumps(holder).encode())
+            handle.flush()
+        except OSError:
+            self.release()
+            raise
         for left in self.path.glob(".*.*"):  # temporary files of a process that was killed while it wrote
             left.unlink(missing_ok=True)
         return True
 
     def release(self) -> None:
         if self._lock is not None:
-            self._lock.close()
+            with contextlib.suppress(OSError):  # what could not be written is tried once more
+                self._lock.close()
             self._lock = None
 
     def _held(self) -> bool:
@@ -125,6 +158,13 @@ class Run:
         except BlockingIOError:
             return True
         return False
+
+    def holder(self) -> dict[str, Any]:
+        """Who trains this run, or was the last to: host, pid, since (seconds since 1970), job (SLURM's). Empty when nobody has."""
+        try:
+            return json.loads((self.path / "lock").read_text())
+        except (OSError, json.JSONDecodeError):  # an older run's is empty
+            return {}
 
     def write(self, name: str, text: str) -> None:
         with written(self.path / name) as file:
@@ -171,10 +211,19 @@ class Run:
             return ""
 
 
+def folders(root: Path) -> Iterator[tuple[str, str]]:
+    """Every run's id, and its folder; by system calls, since there may be ten thousand of them."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(root) as groups:
+        for group in groups:
+            if group.is_dir() and not group.name.startswith("."):
+                with contextlib.suppress(FileNotFoundError), os.scandir(group) as entries:  # removed in the meantime
+                    yield from ((entry.name[-10:], entry.path) for entry in entries if re.search(r"-[0-9a-f]{10}$", entry.name))
+
+
 def find(root: Path, ids: Iterable[str]) -> dict[str, Run]:
     """The runs of these ids that have a folder, wherever it is named."""
     wanted = set(ids)
-    return {path.name[-10:]: Run(path) for path in root.glob("*/*-??????????") if path.name[-10:] in wanted}
+    return {identity: Run(Path(path)) for identity, path in folders(root) if identity in wanted}
 
 
 def load(root: Path, ids: Iterable[str] | None = None) -> pd.DataFrame:

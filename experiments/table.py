@@ -5,26 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
-from experiments.cli import BAD_INPUT, RunFailed, main, one_line
+from experiments.cli import RunFailed, main
+from experiments.complete import complete, find
 from experiments.config import ConfigError, check, options
-from experiments.launch import compose, launch
+from experiments.launch import compose
 from experiments.pick import UNPICKED, Jobs, check_rows, choices, chosen, due, numbers, printed, rejected
 from experiments.spec import OWN_KEYS, Claim, Table
-from experiments.train import train
-
-POLL_SECONDS = 0.5
 
 
 def jobs(table: Table, common: Iterable[str] = (), targets: bool = True) -> Jobs:
@@ -34,19 +29,20 @@ def jobs(table: Table, common: Iterable[str] = (), targets: bool = True) -> Jobs
     """
     common = list(common)
     asked = " ".join(word for word in common if not word.startswith(("runtime.", "hydra", "profile=")))
-    known: dict[tuple[str, ...], list[DictConfig]] = {}  # columns often differ in the metric only, and composing takes time
+    known: dict[tuple[str, ...], tuple[DictConfig, list[str]]] = {}  # columns often differ in the metric only, and composing takes time
     lines = []
     for row, (name, column) in itertools.product(table.rows, table.columns.items()):
         for (choice, values), trial in itertools.product(choices(row, name), [True, False] if row.select else [False]):
             overrides = [*table.base, *row.overrides, *column.overrides, *values, *(row.select if trial else []), *common]
             if tuple(overrides) not in known:
-                known[tuple(overrides)] = compose(overrides, table.seeds)
-                check(known[tuple(overrides)][0], targets)
-            configs = known[tuple(overrides)]
-            for cfg in configs[: configs[0].profile.seeds]:
-                line = {"row": row.label, "choice": choice, "column": name, "seed": cfg.seed, "trial": trial}
+                cfg = compose(overrides)
+                check(cfg, targets)
+                known[tuple(overrides)] = cfg, store.run_ids(cfg, table.seeds)
+            cfg, ids = known[tuple(overrides)]
+            for seed, identity in list(zip(table.seeds, ids, strict=True))[: cfg.profile.seeds]:
+                line = {"row": row.label, "choice": choice, "column": name, "seed": seed, "trial": trial}
                 line |= {"profile": cfg.profile.name, "precision": cfg.precision, "asked": asked}
-                lines.append(line | {"overrides": [*overrides, f"seed={cfg.seed}"], "id": store.run_id(cfg)})
+                lines.append(line | {"overrides": [*overrides, f"seed={seed}"], "id": identity})
     return pd.DataFrame(lines)
 
 
@@ -82,43 +78,6 @@ def fill(table: Table, wanted: Jobs, found: dict[str, store.Run], trials: Jobs |
                 | {"state": next((state for state in ("failed", "diverged") if state in seen), "")}
             )
     return pd.DataFrame(cells)
-
-
-def find(wanted: Jobs, root: str) -> dict[str, store.Run]:
-    return store.find(Path(root), wanted["id"])
-
-
-def complete(table: Table, asked: Jobs, root: str) -> list[str]:
-    """Train what is missing, and of rows with `select` what is picked once their trials have ended.
-
-    Runs that other processes train are waited for, and taken over when those processes end without a result.
-    Returns the lines of bad input that jobs met (a data set that is not there, say): those runs stay missing.
-    """
-    overrides = dict(zip(asked["id"], asked["overrides"], strict=True))
-    tried: set[str] = set()
-    complaints: list[str] = []
-    while True:
-        found = find(asked, root)
-        states = {identity: run.state for identity, run in found.items()}  # before `due`: a trial that ends in between is not passed over
-        now_due = list(dict.fromkeys(identity for jobs in due(table, asked, found) for identity in jobs["id"]))
-        left = [identity for identity in now_due if states.get(identity, "missing") in ("missing", "resumable", "failed")]
-        mine = [identity for identity in left if identity not in tried]
-        if mine:
-            print(f"{len(mine)} of {len(now_due)} runs are to be trained", flush=True)
-            for done in launch(train, [overrides[identity] for identity in mine]):
-                error = done._return_value if done.status == JobStatus.FAILED else None
-                if isinstance(error, RunFailed):
-                    print(f"retable: {error}", file=sys.stderr)
-                elif isinstance(error, BAD_INPUT):
-                    complaints.append(one_line(error))
-                elif error is not None:
-                    raise error
-            now = {identity: run.state for identity, run in find(asked, root).items()}
-            tried |= {identity for identity in mine if now.get(identity) != "running"}
-        elif any(states.get(identity) == "running" for identity in now_due):
-            time.sleep(POLL_SECONDS)
-        else:
-            return list(dict.fromkeys(complaints))
 
 
 def common_overrides() -> list[str]:
@@ -170,7 +129,7 @@ def run(cfg: DictConfig) -> None:
 
         print(plan(table, asked, cfg))
         return
-    complaints = complete(table, asked, cfg.runtime.runs) if cfg.launch else []
+    complaints = complete(table, asked, cfg.runtime, cfg.wait) if cfg.launch else []
     found = find(asked, cfg.runtime.runs)
     wanted, trials = due(table, asked, found)
     spare = rejected(table, wanted, trials, found)
@@ -180,23 +139,28 @@ def run(cfg: DictConfig) -> None:
     if complaints:
         raise ConfigError("; ".join(complaints))
     outcomes = wanted["id"][wanted["column"].isin([name for name, column in table.columns.items() if column.chance is not None])]
-    raise_failed(pd.concat([wanted, trials]), found, [*spare["id"], *outcomes])
+    raise_failed(pd.concat([wanted, trials]), found, [*spare["id"], *outcomes], ended=cfg.launch and cfg.wait)
 
 
-def raise_failed(wanted: Jobs, found: dict[str, store.Run], spare: Iterable[str] = ()) -> None:
-    """Raises RunFailed when runs that were asked for failed or diverged; those of `spare` may diverge."""
-    may = set(spare)
-    seen = {identity: found[identity] for identity in wanted["id"] if identity in found}
-    states = {identity: one.state for identity, one in seen.items()}
+def raise_failed(wanted: Jobs, found: dict[str, store.Run], spare: Iterable[str] = (), ended: bool = False) -> None:
+    """Raises RunFailed when runs that were asked for failed or diverged; those of `spare` may diverge.
+
+    ended: or when they have no result, although all have been tried.
+    """
+    may, count = set(spare), wanted["id"].nunique()
+    states = {identity: found[identity].state if identity in found else "missing" for identity in wanted["id"]}
     bad = [identity for identity, state in states.items() if state == "failed" or (state == "diverged" and identity not in may)]
-    if bad:
-        lines = [f"{seen[identity].path}: {seen[identity].error()}" for identity in bad]
-        raise RunFailed(f"{len(bad)} of {wanted['id'].nunique()} runs failed or diverged: {'; '.join(lines)}")
+    lines = [f"{found[identity].path}: {found[identity].error()}" for identity in bad]
+    said = [f"{len(bad)} of {count} runs failed or diverged: {'; '.join(lines)}"] if bad else []
+    if ended and (lost := [identity for identity, state in states.items() if state in ("missing", "resumable")]):
+        said.append(f"{len(lost)} of {count} runs ended without a result (killed, or out of time or memory): ask again and they go on")
+    if said:
+        raise RunFailed("\nretable: ".join(said))
 
 
 def output_name(cfg: DictConfig, kind: str = "table") -> Path:
     """Where a table's or figure's files go, without their endings: its name, and what its runs were asked to do differently."""
-    plain = ("table", "figure", "launch", "plan", "out")
+    plain = ("table", "figure", "launch", "wait", "plan", "out")
     words = HydraConfig.get().overrides.task
     asked = [word for word in words if word.split("=")[0] not in plain and not word.startswith("runtime.")]
     name = "-".join([HydraConfig.get().runtime.choices.get(kind) or kind, *(re.sub(r"[^\w=.,+-]+", "", word) for word in asked)])

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
-from experiments.cli import RunFailed, main
+from experiments.cli import BAD_INPUT, RunFailed, main, one_line
 from experiments.config import ConfigError, build, check, first_line, resolve
+from experiments.devices import device, places
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -37,6 +39,35 @@ def train(cfg: DictConfig) -> None:
     Raises ConfigError for bad input, RunFailed when the run raised (its folder has the traceback) or diverged.
     """
     OmegaConf.resolve(cfg)
+    check(cfg, targets=False)
+    if _shared(cfg):
+        from experiments.apart import apart
+
+        return apart(_train, cfg)
+    _train(cfg)
+
+
+def job(cfg: DictConfig) -> None:
+    """`train` where nobody waits for the answer: bad input, too, is left in the run's folder."""
+    try:
+        train(cfg)
+    except BAD_INPUT as error:
+        run = folder(cfg)
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.fail(one_line(error))
+        raise
+
+
+def _shared(cfg: DictConfig) -> bool:
+    """Whether this process goes on with other runs, and uses a GPU, whose failure would be theirs too."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN or cfg.runtime.device == "cpu":
+        return False
+    import torch
+
+    return HydraConfig.get().runtime.choices["hydra/launcher"] in ("basic", "joblib") and torch.cuda.is_available()
+
+
+def _train(cfg: DictConfig) -> None:
     check(cfg)
     if cfg.runtime.dry_run:
         from experiments.dry_run import describe
@@ -51,17 +82,15 @@ def train(cfg: DictConfig) -> None:
     elif run.state == "diverged":
         raise RunFailed(f"{run.path}: diverged before, {run.error()}")
     else:
-        trainer = make_trainer(cfg)  # bad input shows here, before anything is written
+        place = device(cfg.runtime, claim=True)
+        trainer = make_trainer(cfg, place)  # bad input shows here, before anything is written
         try:
-            mine = run.acquire()
-        except OSError as error:
-            raise ConfigError(f"runtime.runs: {cfg.runtime.runs} cannot be written ({error.strerror})") from error
-        if mine:
-            try:
-                if run.state not in ("done", "diverged"):  # another process may have finished it in the meantime
-                    _train(cfg, run, trainer if _restore(run, trainer) else make_trainer(cfg))
-            finally:
-                run.release()
+            if run.acquire() and run.state not in ("done", "diverged"):  # another process may have finished it in the meantime
+                _fit(cfg, run, trainer if _restore(run, trainer) else make_trainer(cfg, place))
+        except OSError as error:  # a full disk, say: no failure of the run
+            raise ConfigError(f"runtime.runs: {run.path} cannot be written ({error.strerror or first_line(error)})") from error
+        finally:
+            run.release()
 
 
 def folder(cfg: DictConfig) -> store.Run:
@@ -70,18 +99,21 @@ def folder(cfg: DictConfig) -> store.Run:
     return store.find(root, [identity]).get(identity, store.Run(root / store.run_dir(cfg)))
 
 
-def make_trainer(cfg: DictConfig) -> Trainer:
-    """Everything a config describes, built and seeded, on its device. Raises ConfigError when something cannot be built."""
+def make_trainer(cfg: DictConfig, place: str | None = None) -> Trainer:
+    """Everything a config describes, built and seeded, on its device. Raises ConfigError when something cannot be built.
+
+    place: the device that was claimed for it.
+    """
     import torch
 
     from experiments.rng import generator
     from experiments.trainer import Trainer
 
-    device = _device(cfg.runtime.device)
-    if cfg.step == "graph" and device == "cpu":
+    place = place or device(cfg.runtime)
+    if cfg.step == "graph" and place == "cpu":
         raise ConfigError("step: graph needs a GPU; allowed here: eager")
     _keep_freed_memory()
-    torch.set_num_threads(cfg.runtime.threads or _threads())
+    torch.set_num_threads(cfg.runtime.threads or _threads(cfg.runtime))
     torch.backends.cudnn.benchmark = cfg.cudnn_benchmark and not cfg.deterministic
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -90,9 +122,9 @@ def make_trainer(cfg: DictConfig) -> Trainer:
     # TF32 for convolutions and recurrent layers; matrix products stay in float32, so that the methods' maths does
     torch.backends.cudnn.allow_tf32 = cfg.precision == "tf32"
 
-    bundle = make_bundle(cfg, device)
+    bundle = make_bundle(cfg, place)
     torch.manual_seed(generator(cfg.seed, "init", "cpu").initial_seed())
-    net = build(cfg.model, "model", num_classes=bundle.num_classes, _partial_=False).to(device)
+    net = build(cfg.model, "model", num_classes=bundle.num_classes, _partial_=False).to(place)
     regularizers = {name: build(node, f"method.{name}") for name, node in cfg.method.items()}
     schedule = build(cfg.schedule, "schedule")
     try:
@@ -114,7 +146,7 @@ def make_bundle(cfg: DictConfig, device: str) -> Bundle:
     return build(cfg.dataset, "dataset", **extra)
 
 
-def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
+def _fit(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
     from tqdm import tqdm
 
     from experiments.provenance import commit, facts
@@ -143,7 +175,7 @@ def _train(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
             if bar.disable and time.monotonic() - shown > QUIET_SECONDS:
                 print(f"{run.path.name} {line}", flush=True)
                 shown = time.monotonic()
-    except ConfigError:  # a probe that is not for this run: bad input, no failure
+    except (ConfigError, OSError):  # a probe that is not for this run, a disk that is full: no failure of the run
         raise
     except Exception as error:
         if not isinstance(error, Diverged):
@@ -215,16 +247,6 @@ def _restore(run: store.Run, trainer: Trainer) -> bool:
     return True
 
 
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"runtime.device: {wanted} was asked for, and torch finds no GPU; allowed here: auto, cpu")
-    return wanted
-
-
 def _keep_freed_memory() -> None:
     """Else glibc hands large freed blocks back, and each step pays for mapping and clearing them: a fifth of ITDM-c's on a CPU."""
     mmap_max, trim_threshold = -4, -1  # mallopt's names for them
@@ -234,11 +256,14 @@ def _keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, -1)
 
 
-def _threads() -> int:
-    """All cores, shared by the runs that the launcher starts side by side."""
+def _threads(runtime: DictConfig) -> int:
+    """All cores, or those that a cluster has given, shared by the runs that are trained side by side."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = HydraConfig.get().launcher.get("n_jobs", 1) if HydraConfig.initialized() else 1
-    return 1 if jobs < 0 else max(1, cores // jobs)
+    jobs = places(runtime)
+    if HydraConfig.initialized():
+        jobs = HydraConfig.get().launcher.get("n_jobs", jobs)
+    return 1 if jobs < 0 else max(1, int(given or cores) // jobs)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ FIRST_STEP = f"""
 import os
 from experiments import cli, train
 make_trainer = train.make_trainer
-def leaving(cfg):
-    trainer = make_trainer(cfg)
+def leaving(*arguments):
+    trainer = make_trainer(*arguments)
     step = trainer.take_step
     trainer.take_step = lambda *samples: (step(*samples), float(next(iter(trainer.sums.values()))), os._exit({FIRST_STEP_DONE}))
     return trainer

@@ -1,0 +1,77 @@
+"""Runs in processes of their own: what ends one (a CUDA failure, a lack of memory, a kill) ends nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from threading import Lock
+
+from omegaconf import DictConfig
+
+from experiments import store
+from experiments.cli import RunFailed
+from experiments.launch import compose
+
+# Imported once, in a process from which those of the runs are forked: seconds saved at each. It touches no GPU and starts no thread.
+PRELOADED = ["experiments.trainer", "experiments.board", "experiments.provenance"]
+
+
+def side_by_side(task: Callable[[DictConfig], None], jobs: Sequence[Sequence[str]], places: int) -> list[Exception | None]:
+    """`task` on each job's overrides, so many at a time; what each raised."""
+    composing = Lock()
+
+    def one(job: Sequence[str]) -> Exception | None:
+        try:
+            with composing:
+                cfg = compose(job)
+            apart(task, cfg)
+        except Exception as error:
+            return error
+        return None
+
+    pool = ThreadPoolExecutor(places)
+    try:
+        return list(pool.map(one, jobs))
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+
+
+def apart(task: Callable[[DictConfig], None], cfg: DictConfig) -> None:
+    """`task(cfg)` in a process of its own; raises what it raises. Raises RunFailed when the process is killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(task, cfg, there))
+    process.start()
+    there.close()
+    error: Exception | None
+    try:
+        error = here.recv()
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        error = RunFailed(f"{store.run_dir(cfg)}: its process {how}; ask again and it goes on from its last checkpoint")
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
+    process.join()
+    if error is not None:
+        raise error
+
+
+def _run(task: Callable[[DictConfig], None], cfg: DictConfig, there: Connection) -> None:
+    error: Exception | None = None
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches all processes; the first of them says so
+        try:
+            task(cfg)
+        except Exception as raised:
+            error = raised
+        there.send(error)

@@ -1,0 +1,117 @@
+"""What a table or figure still lacks is trained: here, by several processes, or on a cluster, whose jobs others may have submitted."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from experiments import cluster, store, train
+from experiments.apart import side_by_side
+from experiments.cli import BAD_INPUT, RunFailed, one_line
+from experiments.config import first_line
+from experiments.devices import places
+from experiments.launch import launch, launcher
+from experiments.pick import Jobs, due
+from experiments.spec import Table
+
+POLL_SECONDS = 0.5  # between two looks at the runs' files; longer where there are many: looking is to take little of the time
+QUEUE_SECONDS = 5.0  # between two looks at a cluster's queue
+SAY_SECONDS = 20.0  # between two lines that say how far a cluster is
+
+
+def find(wanted: Jobs, root: str) -> dict[str, store.Run]:
+    return store.find(Path(root), wanted["id"])
+
+
+def complete(table: Table, asked: Jobs, runtime: DictConfig, wait: bool = True) -> list[str]:
+    """Train what is missing, and of rows with `select` what is picked once their trials have ended; each run is tried once.
+
+    What counts is the runs' own files, whatever a launcher says. Runs that other processes train, or that are in a cluster's queue, are
+    waited for, and taken over when those end without a result. wait: false submits what it can and returns.
+    Returns the lines of bad input that jobs met (a data set that is not there, say): those runs stay missing.
+    """
+    overrides = dict(zip(asked["id"], asked["overrides"], strict=True))
+    tried: set[str] = set()
+    complaints: list[str] = []
+    on_cluster, said = launcher() == "submitit_slurm", time.monotonic()
+    while True:
+        with cluster.turn(Path(runtime.runs)) if on_cluster else contextlib.nullcontext():
+            began = time.monotonic()
+            queue = _queue(Path(runtime.runs), tidy=on_cluster)  # first: a job that ends in between has then left its files
+            found = find(asked, runtime.runs)
+            states = {identity: run.state for identity, run in found.items()}  # before `due`: a trial that ends now is not passed over
+            now_due = list(dict.fromkeys(identity for jobs in due(table, asked, found) for identity in jobs["id"]))
+            left = [identity for identity in now_due if states.get(identity, "missing") in ("missing", "resumable", "failed")]
+            mine = [identity for identity in left if identity not in tried and identity not in queue]
+            if mine and on_cluster:
+                mine = mine[: cluster.LARGEST_ARRAY]
+                _submit(Path(runtime.runs), mine, [overrides[identity] for identity in mine])
+                tried |= {*mine}
+                continue
+        if mine:
+            in_turns = launcher() == "submitit_local"  # which starts all that it gets at once
+            if not (in_turns and tried):
+                print(f"{len(mine)} of {len(now_due)} runs are to be trained", flush=True)
+            mine = mine[: places(runtime)] if in_turns else mine
+            complaints += _train([overrides[identity] for identity in mine], runtime)
+            now = {identity: run.state for identity, run in find(asked, runtime.runs).items()}
+            tried |= {identity for identity in mine if now.get(identity) != "running"}
+            continue
+        waiting = [identity for identity in now_due if states.get(identity) == "running" or (identity in left and identity in queue)]
+        if not waiting or not wait:
+            return list(dict.fromkeys(complaints))
+        if queue and time.monotonic() - said > SAY_SECONDS:
+            said = time.monotonic()
+            print(_progress(now_due, states, queue), flush=True)
+        looked = time.monotonic() - began
+        time.sleep(max(QUEUE_SECONDS if queue else POLL_SECONDS, 20 * looked))
+
+
+def _train(jobs: Sequence[Sequence[str]], runtime: DictConfig) -> list[str]:
+    """Trains them on this machine; returns the lines of bad input."""
+    complaints = []
+    if launcher() == "basic" and places(runtime) > 1:
+        errors = side_by_side(train.train, jobs, places(runtime))
+    else:
+        errors = launch(train.job if launcher().startswith("submitit") else train.train, jobs)
+    for error in errors:
+        if isinstance(error, RunFailed | BrokenExecutor):
+            print(f"retable: {first_line(error)}", file=sys.stderr)
+        elif isinstance(error, BAD_INPUT):
+            complaints.append(one_line(error))
+        elif error is not None:
+            raise error
+    return complaints
+
+
+def _submit(root: Path, ids: Sequence[str], jobs: Sequence[Sequence[str]]) -> None:
+    name = cluster.note(root, ids)
+    launch(train.job, jobs, name)
+    print(f"{len(ids)} runs are submitted to SLURM, as {name}", flush=True)
+
+
+def _queue(root: Path, tidy: bool) -> dict[str, cluster.Job]:
+    """The runs in a cluster's hands; waits while it does not answer: what it has must not be submitted again."""
+    said = False
+    while True:
+        try:
+            return cluster.live(root, tidy)
+        except cluster.Silent as error:
+            if not said:
+                print(f"retable: {error}; waiting for it", file=sys.stderr, flush=True)
+            said = True
+            time.sleep(QUEUE_SECONDS)
+
+
+def _progress(ids: Sequence[str], states: dict[str, store.State], queue: dict[str, cluster.Job]) -> str:
+    """How many of the runs are in which state; in a queue, that of their job."""
+    ended = ("done", "diverged", "failed", "running")
+    count = Counter(states[one] if states.get(one) in ended else "queued" if one in queue else "missing" for one in ids)
+    return ", ".join(f"{number} {state}" for state, number in count.items()) + f" of {len(ids)} runs"

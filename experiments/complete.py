@@ -80,7 +80,7 @@ def _train(jobs: Sequence[Sequence[str]], runtime: DictConfig) -> list[str]:
     if launcher() == "basic" and places(runtime) > 1:
         errors = side_by_side(train.train, jobs, places(runtime))
     else:
-        errors = launch(train.job if launcher().startswith("submitit") else train.train, jobs)
+        errors = launch(train.job if launcher().startswith("submitit") else train.train, jobs, Path(runtime.runs))
     for error in errors:
         if isinstance(error, RunFailed | BrokenExecutor):
             print(f"retable: {first_line(error)}", file=sys.stderr)
@@ -93,7 +93,7 @@ def _train(jobs: Sequence[Sequence[str]], runtime: DictConfig) -> list[str]:
 
 def _submit(root: Path, ids: Sequence[str], jobs: Sequence[Sequence[str]]) -> None:
     name = cluster.note(root, ids)
-    launch(train.job, jobs, name)
+    launch(train.job, jobs, root, name)
     print(f"{len(ids)} runs are submitted to SLURM, as {name}", flush=True)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks  # these internal imports: hydra-core is pinned to 1.3
@@ -22,8 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments.config import ConfigError, first_line
 
-# What the suite wants of a cluster's launcher, unless the command line says otherwise: a run whose time is up goes on in the queue.
-DEFAULTS = {"submitit_slurm": ["hydra.launcher.max_num_timeout=100"]}
+TIMES = 100  # a run whose time on the cluster is up goes on in the queue so often, unless the command line says otherwise
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -53,17 +53,21 @@ def launcher() -> str:
     return HydraConfig.get().runtime.choices["hydra/launcher"]
 
 
-def launch(task: Callable[..., Any], jobs: Sequence[Sequence[str]], name: str = "") -> list[Exception | None]:
+def launch(task: Callable[..., Any], jobs: Sequence[Sequence[str]], root: Path, name: str = "") -> list[Exception | None]:
     """Run `task` once for each list of overrides, on the launcher chosen on the command line; does what a Hydra sweeper does.
 
     A job that raises does not stop the others. Returns what each raised; of submitit's launchers nothing: on this machine the jobs are
     over then, on a cluster they have just been submitted, as an array called `name`. Raises ConfigError when they cannot be.
+    root: the folder of runs, for submitit's own files.
     """
     hydra, outer, chosen = GlobalHydra.instance().hydra, HydraConfig.instance().cfg, launcher()
     assert hydra is not None and outer is not None
-    overrides = [*DEFAULTS.get(chosen, []), *HydraConfig.get().overrides.hydra]  # the launcher and its options
+    overrides = list(HydraConfig.get().overrides.hydra)  # the launcher and its options
+    if chosen.startswith("submitit"):
+        folder = str(root / ".submitit" / "%j").replace("'", r"\'")
+        overrides = [f"hydra.launcher.submitit_folder='{folder}'", *overrides]
     if chosen == "submitit_slurm":
-        overrides.append(f"hydra.launcher.name={name}")
+        overrides = [f"hydra.launcher.max_num_timeout={TIMES}", *overrides, f"hydra.launcher.name={name}"]
     cfg = hydra.compose_config("config", overrides, run_mode=RunMode.MULTIRUN)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
     try:

@@ -8,12 +8,14 @@ usage() {
 ./reproduce.sh                         the demonstration: a small table and its figure, minutes on a CPU, nothing to download
 ./reproduce.sh TABLE... [KEY=VALUE]    one or more tables of the papers (or figures, by name)
 ./reproduce.sh figure NAME...          figures, where tables have the same names
+./reproduce.sh PAPER [KEY=VALUE]       a whole paper: its plan, all its tables and figures, its verdicts; all: every paper
 ./reproduce.sh KEY=VALUE...            the demonstration with other settings, such as profile=smoke
 ./reproduce.sh test [ARGUMENTS]        all tests with coverage, or pytest with your arguments
 ./reproduce.sh setup                   only install the locked packages into .venv; the others do so if needed
 
 Tables:  $(names table)
 Figures: $(names figure)
+Papers:  $(papers)
 
 Words with = and words starting with - + ~ are Hydra overrides and go to every table and figure. If one of
 these fails, the others still run, and the exit code is the worst. Set-up needs about $need GB and the network,
@@ -24,13 +26,23 @@ TEXT
 }
 fail() { printf 'reproduce.sh: %s\n' "$*" >&2; exit 1; }
 unknown() {
-  printf "reproduce.sh: there is no table '%s'; tables: %s; figures: %s\n" "$1" "$(names table)" "$(names figure)" >&2
+  printf "reproduce.sh: there is no table '%s'; tables: %s; figures: %s; papers: %s\n" \
+    "$1" "$(names table)" "$(names figure)" "$(papers)" >&2
   exit 2
 }
 names() {
   local file list=''
   for file in "conf/$1"/[!_]*.yaml; do [ ! -f "$file" ] || { file=${file##*/} && list="$list${list:+, }${file%.yaml}"; }; done
   printf '%s' "${list:-none}"
+}
+papers() { # whose tables' names begin with theirs; a demonstration is of no paper
+  local file list=''
+  for file in conf/table/[!_]*_*.yaml; do
+    file=${file##*/}
+    case $file in *demo*) continue ;; esac
+    case ", $list, " in *", ${file%%_*}, "*) ;; *) list=$list${list:+, }${file%%_*} ;; esac
+  done
+  printf '%s' "$list, all"
 }
 absolute() { case $1 in /*) printf '%s' "$1" ;; *) printf '%s/%s' "$PWD" "$1" ;; esac; }
 
@@ -136,7 +148,7 @@ for word; do
     table | figure) kinds=$word ;;
     '' | *[!A-Za-z0-9_-]*) unknown "$word" ;;
     *) for kind in $kinds none; do [ ! -f "conf/$kind/$word.yaml" ] || break; done
-      [ "$kind" != none ] || unknown "$word"
+      case "$kind/$kinds, $(papers), " in "none/table figure"*", $word, "*) kind=paper ;; none*) unknown "$word" ;; esac
       jobs+=("$kind $word") ;;
   esac
 done

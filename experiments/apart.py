@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from threading import Lock
@@ -14,20 +14,19 @@ from omegaconf import DictConfig
 
 from experiments import store
 from experiments.cli import RunFailed
-from experiments.launch import compose
 
 # Imported once, in a process from which those of the runs are forked: seconds saved at each. It touches no GPU and starts no thread.
 PRELOADED = ["experiments.trainer", "experiments.board", "experiments.provenance"]
 
 
-def side_by_side(task: Callable[[DictConfig], None], jobs: Sequence[Sequence[str]], places: int) -> list[Exception | None]:
-    """`task` on each job's overrides, so many at a time; what each raised."""
+def side_by_side(task: Callable[[DictConfig], None], runs: Iterable[Callable[[], DictConfig]], places: int) -> list[Exception | None]:
+    """`task` on the config that each of `runs` returns, so many at a time; what each raised."""
     composing = Lock()
 
-    def one(job: Sequence[str]) -> Exception | None:
+    def one(run: Callable[[], DictConfig]) -> Exception | None:
         try:
             with composing:
-                cfg = compose(job)
+                cfg = run()
             apart(task, cfg)
         except Exception as error:
             return error
@@ -35,7 +34,7 @@ def side_by_side(task: Callable[[DictConfig], None], jobs: Sequence[Sequence[str
 
     pool = ThreadPoolExecutor(places)
     try:
-        return list(pool.map(one, jobs))
+        return list(pool.map(one, runs))
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():

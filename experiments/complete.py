@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -17,7 +18,7 @@ from experiments.apart import side_by_side
 from experiments.cli import BAD_INPUT, RunFailed, one_line
 from experiments.config import first_line
 from experiments.devices import places
-from experiments.launch import launch, launcher
+from experiments.launch import compose, launch, launcher
 from experiments.pick import Jobs, due
 from experiments.spec import Table
 
@@ -78,7 +79,7 @@ def _train(jobs: Sequence[Sequence[str]], runtime: DictConfig) -> list[str]:
     """Trains them on this machine; returns the lines of bad input."""
     complaints = []
     if launcher() == "basic" and places(runtime) > 1:
-        errors = side_by_side(train.train, jobs, places(runtime))
+        errors = side_by_side(train.train, [partial(compose, job) for job in jobs], places(runtime))
     else:
         errors = launch(train.job if launcher().startswith("submitit") else train.train, jobs, Path(runtime.runs))
     for error in errors:

@@ -96,7 +96,7 @@ def run(cfg: DictConfig) -> None:
     if not (cfg.figure.runs.rows or OmegaConf.is_missing(cfg.figure, "title")):
         return alone(cfg)
     table = narrowed(cfg, cfg.figure.runs, cfg.figure.only, cfg.only)
-    asked = jobs(table, common_overrides(), targets=cfg.launch)
+    asked = jobs(table, common_overrides(), targets=cfg.launch and not cfg.plan)
     if cfg.plan:
         from experiments.plan import plan
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import math
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
-from experiments.config import ConfigError, resolve
+from experiments.config import ConfigError, check, resolve
+from experiments.index import finished, kind
 from experiments.launch import compose
 from experiments.length import Length
 from experiments.pick import due
@@ -52,31 +52,14 @@ class Timing(NamedTuple):
     checkpoint: float
 
 
-def kind(cfg: DictConfig, data: Any = None) -> str:
-    """What decides the cost of an epoch: two runs of one kind differ in seed, length, weights and learning rates only.
-
-    data: what of the data decides, in place of the data set.
-    """
-    whole = {"dataset", "model", "norm", "probe", "batch_size", "drop_last", "balanced", "precision", "channels_last", "compile", "step"}
-    values = {key: cfg.get(key) for key in sorted(whole | {"deterministic"})}  # a stored run of older code lacks some
-    values["dataset"] = cfg.dataset if data is None else data
-    parts = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()}
-    profile = {key: cfg.profile[key] for key in ("train", "test", "steps", "embedded")}
-    active = {name: node for name, node in cfg.method.items() if node.get("weight", 1) != 0}
-    methods = [[name, OmegaConf.to_container(OmegaConf.masked_copy(node, [*{*node} - {"weight"}]))] for name, node in active.items()]
-    return json.dumps([parts, profile, methods, cfg.evaluate.every is None], sort_keys=True)
-
-
 def stored(root: Path) -> dict[str, Estimate]:
     """One estimate per kind, from the finished run that was finished last."""
-    found = {}
-    for path in sorted(root.glob("*/*/result.json"), key=lambda path: path.stat().st_mtime):
-        result = store.Run(path.parent).result()
-        if result is None or "diverged" in result or not (path.parent / "config.yaml").exists():
-            continue
-        epoch, steps = (result[key] / result["epochs"] for key in ("seconds", "steps"))
-        found[kind(OmegaConf.load(path.parent / "config.yaml"))] = Estimate(epoch, steps, 0, f"a stored run, {result['device']}")  # type: ignore[arg-type]
-    return found
+    runs = finished(root)
+    runs = runs[(runs["diverged"] == "") & runs["kind"].notna()].sort_values("finished").drop_duplicates("kind", keep="last")
+    return {
+        row["kind"]: Estimate(row["seconds"] / row["epochs"], row["steps"] / row["epochs"], 0, f"a stored run, {row['device']}")
+        for row in runs.to_dict("records")
+    }
 
 
 def measure(cfg: DictConfig, timed: dict[str, Timing] | None = None) -> Estimate:
@@ -148,48 +131,70 @@ def epochs(cfg: DictConfig, steps: float) -> float:
     return max(1, round(cfg.epochs * cfg.profile.epochs))
 
 
-def plan(table: Table, asked: pd.DataFrame, cfg: DictConfig) -> str:
-    """For each row: its runs, what state they are in, and the hours that are missing, as Markdown.
+@dataclass
+class Known:
+    """What plans of several tables share: estimates of each kind of run, what was timed for them, and the runs that were counted."""
 
-    Of a row with `select` its trials count, and the runs of what they pick; those of its first choice while that is not known.
-    """
-    known = stored(Path(cfg.runtime.runs))
-    found = store.find(Path(cfg.runtime.runs), asked["id"])
+    estimates: dict[str, Estimate]
+    timed: dict[str, Timing] = field(default_factory=dict)
+    counted: set[str] = field(default_factory=set)
+
+
+class Costs(NamedTuple):
+    """rows: one line per row of the table: runs, shared, the counts of states, hours (nan: not known). sources: what the hours are
+    estimated from, and whether that failed. guessed: rows whose λ is not picked yet, for which its first value stands in."""
+
+    rows: pd.DataFrame
+    runs: int
+    sources: dict[str, bool]
+    guessed: list[str]
+
+
+def costs(table: Table, asked: pd.DataFrame, root: Path, known: Known) -> Costs:
+    """Of a row with `select` its trials count, and the runs of what they pick; those of its first choice while that is not known."""
+    found = store.find(root, asked["id"])
     sure, _ = due(table, asked, found)
     wanted = pd.concat(due(table, asked, found, guess=True)[::-1])  # trials first, as they are trained
     guessed = wanted[~wanted["trial"] & ~wanted.index.isin(sure.index)]
     states = {identity: run.state for identity, run in found.items()}
-    lines, total, sources = [], 0.0, {}
-    counted: set[str] = set()
-    timed: dict[str, Timing] = {}
+    lines, sources = [], {}
     for row in table.rows:
         mine = wanted[wanted["row"] == row.label].drop_duplicates("id")
-        mine = mine.assign(state=[states.get(identity, "missing") for identity in mine["id"]], shared=mine["id"].isin(counted))
-        counted |= set(mine["id"])
+        mine = mine.assign(state=[states.get(identity, "missing") for identity in mine["id"]], shared=mine["id"].isin(known.counted))
+        known.counted |= set(mine["id"])
         hours = 0.0
         for job in mine[~mine["shared"] & ~mine["state"].isin(["done", "diverged"])].to_dict("records"):
             one = compose(job["overrides"])
-            if (key := kind(one)) not in known:
+            if (key := kind(one)) not in known.estimates:
+                check(one)  # which imports what a plan of known runs does without
                 print(f"timing a few steps of {row.label}, {job['column']} ...", file=sys.stderr, flush=True)
                 try:
-                    known[key] = measure(one, timed)
+                    known.estimates[key] = measure(one, known.timed)
                 except ConfigError as error:
-                    known[key] = Estimate(math.nan, math.nan, 0, str(error))
-            sources[known[key].source] = math.isnan(known[key].epoch)
-            hours += (known[key].epoch * epochs(one, known[key].steps) + known[key].extra) / 3600
+                    known.estimates[key] = Estimate(math.nan, math.nan, 0, str(error))
+            cost = known.estimates[key]
+            sources[cost.source] = math.isnan(cost.epoch)
+            hours += (cost.epoch * epochs(one, cost.steps) + cost.extra) / 3600
         count = mine["state"].value_counts()
         line = {"": row.label, "runs": len(mine), "shared": int(mine["shared"].sum())}
         line |= {state: int(count.get(state, 0)) for state in ("done", "running", "resumable", "failed", "diverged", "missing")}
-        lines.append(line | {"hours": "?" if math.isnan(hours) else f"{hours:.2f}"})
-        total += 0 if math.isnan(hours) else hours
-    text = pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+        lines.append(line | {"hours": hours})
+    return Costs(pd.DataFrame(lines), wanted["id"].nunique(), sources, list(guessed["row"].unique()))
+
+
+def plan(table: Table, asked: pd.DataFrame, cfg: DictConfig) -> str:
+    """For each row: its runs, what state they are in, and the hours that are missing, as Markdown."""
+    root = Path(cfg.runtime.runs)
+    rows, runs, sources, guessed = costs(table, asked, root, Known(stored(root)))
+    hours = rows["hours"].map(lambda hours: "?" if math.isnan(hours) else f"{hours:.2f}")
     unknown = [source for source, missing in sources.items() if missing]
     basis = [source for source, missing in sources.items() if not missing]
     notes = [
-        f"{wanted['id'].nunique()} different runs, {'at least ' if unknown else ''}{total:.2f} hours one after another"
+        f"{runs} different runs, {'at least ' if unknown else ''}{rows['hours'].sum():.2f} hours one after another"
         + (f"; estimated from {'; '.join(basis)}" if basis else ""),
         *(f"unknown: {source}" for source in unknown),
         "shared: runs that an earlier row has too",
-        *([f"λ is not picked yet, its first value stands in: {', '.join(guessed['row'].unique())}"] if len(guessed) else []),
+        *([f"λ is not picked yet, its first value stands in: {', '.join(guessed)}"] if guessed else []),
     ]
+    text = rows.assign(hours=hours).to_markdown(index=False, disable_numparse=True)
     return "\n".join([f"## {table.title}: the plan", "", text, "", *(f"- {note}" for note in notes)])

@@ -114,7 +114,8 @@ class FiguresConfig(Config):
     out: str = "runs/figures"
 
 
-OWN_KEYS = ("table", "figure", "launch", "wait", "plan", "only", "out")  # of the two commands; every other override goes to the runs
+# of the commands about tables; every other override goes to the runs
+OWN_KEYS = ("table", "figure", "launch", "wait", "plan", "only", "out", "watch", "retry", "prune", "paper")
 
 ConfigStore.instance().store("tables_schema", TablesConfig)
 ConfigStore.instance().store("figures_schema", FiguresConfig)

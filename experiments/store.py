@@ -170,6 +170,13 @@ class Run:
         with written(self.path / name) as file:
             file.write(text.encode())
 
+    def config(self, runtime: DictConfig) -> DictConfig:
+        """The run's config, with this `runtime`: its own may name another machine's device and folders."""
+        cfg = OmegaConf.merge(ADDED, OmegaConf.load(self.path / "config.yaml"))  # which may be older than a key
+        assert isinstance(cfg, DictConfig)
+        cfg.update(runtime=runtime)
+        return cfg
+
     def log(self, rows: list[dict[str, float]]) -> None:
         """metrics.csv, whole: one row per evaluation."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -201,14 +208,15 @@ class Run:
             return None
 
     def error(self) -> str:
-        """The last line of a failed run's traceback, or why it diverged."""
+        """The error of a failed run, without its traceback, in its first line; or why the run diverged."""
         result = self.result() or {}
         if "diverged" in result:
             return str(result["diverged"])
         try:
-            return (self.path / "error.txt").read_text().strip().splitlines()[-1]
-        except (FileNotFoundError, IndexError):
+            text = (self.path / "error.txt").read_text().rpartition("Traceback (most recent call last):\n")[2]  # of several the last
+        except FileNotFoundError:
             return ""
+        return next((line for line in text.splitlines() if line and not line.startswith((" ", "Traceback"))), "")
 
 
 def folders(root: Path) -> Iterator[tuple[str, str]]:

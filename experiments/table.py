@@ -123,7 +123,7 @@ def run(cfg: DictConfig) -> None:
     from experiments.show import choosing, show
 
     table = narrowed(cfg, cfg.table, cfg.only)
-    asked = jobs(table, common_overrides(), targets=cfg.launch)
+    asked = jobs(table, common_overrides(), targets=cfg.launch and not cfg.plan)
     if cfg.plan:
         from experiments.plan import plan
 

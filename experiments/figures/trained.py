@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments import store
 
@@ -17,9 +17,8 @@ def remade(run: store.Run, runtime: DictConfig, **changes: Any) -> Trainer:
     """The run's trainer, untrained, with some keys of its config changed; `runtime` says where to compute."""
     from experiments.train import make_trainer
 
-    cfg = OmegaConf.merge(store.ADDED, OmegaConf.load(run.path / "config.yaml"))  # which may be older than a key
-    assert isinstance(cfg, DictConfig)
-    cfg.update(runtime=runtime, **changes)  # the run's own may name another machine's device and folders
+    cfg = run.config(runtime)
+    cfg.update(**changes)
     return make_trainer(cfg)
 
 

@@ -94,7 +94,7 @@ def listed(parts: Sequence[Part], title: str) -> str:
 
 def ask(part: Part, words: Sequence[str], quiet: bool = False) -> tuple[int, list[tuple[str, str]]]:
     """The command for one of them, in a process of its own; its exit code, and its verdicts with what they are about."""
-    command = [sys.executable, "-m", f"experiments.{part.kind}", f"{part.kind}={part.name}", *words]
+    command = [sys.executable, "-m", f"experiments.{part.kind}", *words, f"{part.kind}={part.name}"]
     verdicts = []
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:

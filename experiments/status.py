@@ -165,13 +165,14 @@ def run(cfg: DictConfig) -> None:
     """The task that Hydra runs."""
     if cfg.retry not in (None, "failed"):
         raise ConfigError(f"retry: {cfg.retry} is not allowed; it must be failed")
-    if cfg.prune not in ("false", "true", "yes"):
+    answer = cfg.prune.lower()
+    if answer not in ("false", "true", "yes"):
         raise ConfigError(f"prune: {cfg.prune} is not allowed; it must be false, true, or yes: without asking")
     found = entries(cfg)
     if cfg.retry:
         return retry(found, cfg.runtime)
-    if cfg.prune != "false":
-        return prune(found, ask=cfg.prune == "true")
+    if answer != "false":
+        return prune(found, ask=answer == "true")
     print(report(found, cfg.runtime.runs))
     while cfg.watch is not None:
         time.sleep(cfg.watch)

@@ -2,8 +2,8 @@
 
     python -m tests.campaign --kills 100 --seed 1
 
-Half of the kills hit who asks for the table (a third of the time two ask at once), half a process that trains. Who has ended is followed
-by another at once; the runs of a killed one go on. Exit code 1 when anything was lost, trained twice, broken or left over. Linux only.
+Half of the kills hit who asks for the table, half a process that trains; a third of the time two ask at once. Who has ended is followed by
+another at once; the runs of a killed one go on. Exit code 1 when anything is lost, trained twice, broken or left over. For Linux.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,7 +30,6 @@ from experiments import store
 sys.path.append(str(Path(__file__).parent))  # as pytest does
 from test_resume import endings, same
 
-ROOT = Path(__file__).resolve().parent.parent
 SPEC = """
 title: "Twelve runs"
 base: [dataset=digits, dataset.train=100, batch_size=20, epochs={epochs}, "schedule.at=[{half}]"]
@@ -41,163 +38,162 @@ columns: {{ACC: {{metric: test/accuracy}}, CE: {{metric: test/ce, better: min, d
 rows:
   - {{label: without, overrides: [method=vanilla]}}
   - {{label: with, against: without, overrides: [method=itdm_c], grid: {{method.itdm_c.weight: [0.2, 0.4, 0.6]}}}}
-claims: [{{says: "it helps", metric: test/ce, of: [with], relation: "<"}}]
 """
-RUNS = 12
-EPOCHS_PER_KILL = 2.5  # so that there is something left to kill at the end
-PATIENCE = 600  # seconds without anything to kill, or for the end: then it hangs
+WORDS = ["table=twelve", "profile.test=100", "runtime.threads=1", "runtime.device=cpu", "runtime.runs_per_device=2"]
+RUNS, EPOCHS_PER_KILL = 12, 1.5
+PATIENCE = 600  # seconds: nothing to kill for so long, or no end of a command, is a hang
+Results = dict[str, tuple[bytes, int]]  # each run's result.json, and when it was written
 
 
-class Checker:
-    """What must hold of a folder of runs, at any moment and at the end; as lines that say what does not."""
-
-    def __init__(self, runs: Path) -> None:
-        self.runs = runs
-        self.results: dict[str, tuple[bytes, int]] = {}
-
-    def look(self) -> list[str]:
-        """At any moment: finished results stay as they are, and every file that a reader would open is whole."""
-        files = self.runs.glob("*/*/result.json")
-        now = {path.parent.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-        wrong = [f"{name}: its result has {'changed' if name in now else 'gone'}" for name in self.results if now.get(name) != self.results[name]]
-        self.results = now
-        for path in self.runs.glob("*/*"):
-            try:
-                for row in store.Run(path).metrics():
-                    assert {"step", "lr", "train/ce", "test/ce"} <= row.keys(), "a line of metrics.csv is not whole"
-                if (path / "checkpoint.pt").exists():
-                    assert zipfile.ZipFile(path / "checkpoint.pt").testzip() is None, "checkpoint.pt is damaged"
-                    torch.load(path / "checkpoint.pt", weights_only=True)
-                assert path.name not in now or store.Run(path).state == "done", "result.json cannot be read"
-            except Exception as error:
-                wrong.append(f"{path.name}: {error!r}")
-        return wrong
-
-    def end(self, reference: Path) -> list[str]:
-        """At the end: all as in the reference, each epoch trained once, nothing left over."""
-        wrong = self.look()
-        expected = endings(reference)
-        if wrong:
-            return wrong  # it cannot be compared
-        found = endings(self.runs)
-        wrong += [f"{name}: not done" for name in expected.keys() - found.keys()]
-        wrong += [f"{name}: other bits than the reference's" for name in found if not same(found[name], expected.get(name))]
-        wrong += [f"{path}: left over" for path in self.runs.glob("*/*/.*")]
-        for path in self.runs.glob("*/*/train.log"):
-            # A checkpoint comes before its epoch's line: a kill in between leaves the line out, and nothing writes one twice.
-            epochs = [int(number) for number in re.findall(r"^epoch (\d+)/", path.read_text(), re.MULTILINE)]
-            wrong += [f"{path.parent.name}: epochs trained twice, {epochs}"] if epochs != sorted({*epochs}) else []
-        return wrong
+def look(runs: Path, results: Results) -> list[str]:
+    """What is wrong at any moment: a result that was seen before has changed or gone, a file that a reader would open is not whole."""
+    now = {path.parent.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in runs.glob("*/*/result.json")}
+    wrong = [f"{name}: its result is another, or gone" for name, result in results.items() if now.get(name) != result]
+    results |= now
+    for path in runs.glob("*/*"):
+        try:
+            for row in store.Run(path).metrics():
+                assert {"step", "lr", "train/ce", "test/ce"} <= row.keys(), "a line of metrics.csv is not whole"
+            if (path / "checkpoint.pt").exists():
+                assert zipfile.ZipFile(path / "checkpoint.pt").testzip() is None, "checkpoint.pt is damaged"
+                torch.load(path / "checkpoint.pt", weights_only=True)
+            assert path.name not in now or store.Run(path).state == "done", "result.json is none of a finished run"
+        except Exception as error:
+            wrong.append(f"{path.name}: {error!r}")
+    return wrong
 
 
-class Sweep:
-    """The table asked for in a folder, by commands whose process, log and fate are kept, and all the processes that come of them."""
+def compare(runs: Path, reference: Path) -> list[str]:
+    """What is wrong at the end: not all done, other bits than the reference's, an epoch trained twice, temporary files."""
+    expected, found = endings(reference), endings(runs)
+    wrong = [f"{len(each)} of {RUNS} runs are done" for each in (expected, found) if len(each) != RUNS]
+    wrong += [f"{name}: other bits than the reference's" for name in found if not same(found[name], expected.get(name))]
+    wrong += [f"{path}: left over" for path in runs.glob("*/*/.*")]
+    for path in runs.glob("*/*/train.log"):
+        # An epoch's line comes after its checkpoint: a kill in between leaves it out, and nothing writes it twice.
+        epochs = [int(number) for number in re.findall(r"^epoch (\d+)/", path.read_text(), re.MULTILINE)]
+        wrong += [] if epochs == sorted({*epochs}) else [f"{path.parent.name}: epochs trained twice, of {epochs}"]
+    return wrong
 
-    def __init__(self, root: Path, name: str) -> None:
-        self.root, self.runs = root, root / name
-        self.mark = f"RETABLE_CAMPAIGN={uuid.uuid4().hex}"  # in the environment of all of them
-        self.askers: list[tuple[subprocess.Popen[bytes], Path]] = []
-        self.killed: set[int] = set()
 
-    def ask(self) -> subprocess.Popen[bytes]:
-        common = ["table=twelve", "runtime.threads=1", "runtime.device=cpu", "runtime.runs_per_device=2", "profile.test=100"]
-        folders = [f"runtime.runs={self.runs}", f"runtime.data_dir={self.root}", f"out={self.root}/out"]
-        words = [sys.executable, "-m", "experiments.table", "--config-dir", str(self.root / "extra"), *common, *folders]
-        log = self.root / f"{self.runs.name}-{len(self.askers) + 1}.log"
-        environment = os.environ | dict([self.mark.split("=")])
+class Commands:
+    """The commands that ask for the table, and all processes that come of them: these have `root` in their environment."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.logs: dict[subprocess.Popen[bytes], Path] = {}
+
+    def ask(self, runs: Path) -> subprocess.Popen[bytes]:
+        folders = [f"runtime.runs={runs}", f"runtime.data_dir={self.root}", f"out={self.root}/out"]
+        words = [sys.executable, "-m", "experiments.table", "--config-dir", f"{self.root}/extra", *WORDS, *folders]
+        log, env = self.root / f"{len(self.logs)}.log", os.environ | {"CAMPAIGN": str(self.root)}
         with open(log, "wb") as out:
-            process = subprocess.Popen(words, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
-        self.askers.append((process, log))
+            process = subprocess.Popen(words, cwd=Path(__file__).parent.parent, env=env, stdout=out, stderr=subprocess.STDOUT)
+        self.logs[process] = log
         return process
 
-    def alive(self) -> list[subprocess.Popen[bytes]]:
-        return [process for process, _ in self.askers if process.poll() is None]
+    def asking(self) -> list[subprocess.Popen[bytes]]:
+        return [process for process in self.logs if process.poll() is None]
 
-    def keep_asking(self, number: int, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while True:
-            for _ in range(number - len(self.alive())):
-                self.ask()
-            if time.monotonic() > until:
-                return
-            time.sleep(0.02)
-
-    def ours(self, pid: int) -> bool:
-        with suppress(OSError):
-            return self.mark.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    def ours(self, pid: int | str) -> bool:
+        with suppress(OSError):  # it has ended
+            return f"CAMPAIGN={self.root}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
         return False
 
-    def trainers(self) -> list[tuple[int, Path]]:
-        """The processes that train, and their runs."""
-        running = [run for run in map(store.Run, self.runs.glob("*/*")) if run.state == "running"]
-        pids = [(int(run.holder().get("pid", 0)), run.path) for run in running]
-        return [(pid, path) for pid, path in pids if pid and self.ours(pid)]
+    def kill(self, kind: str, runs: Path, chance: random.Random) -> Path | None:
+        """One of this kind; returns the folder that it wrote to. None if there was none."""
+        found = [(process.pid, runs) for process in self.asking()]
+        if kind == "trainers":
+            found = [(run.holder().get("pid", 0), run.path) for run in map(store.Run, runs.glob("*/*")) if run.state == "running"]
+        with suppress(ProcessLookupError, IndexError):
+            pid, path = chance.choice([(pid, path) for pid, path in found if self.ours(pid)])
+            os.kill(pid, signal.SIGKILL)
+            while self.ours(pid):
+                time.sleep(0.001)
+            return path
+        return None
 
-    def left(self, seconds: float) -> list[int]:
-        """Our processes that are there after so many seconds; they are killed."""
+    def end(self, seconds: float) -> list[str]:
+        """Waits so long for all processes to be gone; kills what is left, and says so."""
         until = time.monotonic() + seconds
-        while (pids := [*self._all()]) and time.monotonic() < until:
+        while (left := [path.name for path in Path("/proc").glob("[0-9]*") if self.ours(path.name)]) and time.monotonic() < until:
             time.sleep(0.1)
-        for pid in pids:
+        for pid in left:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for process, _ in self.askers:
-            process.wait()
-        return pids
+                os.kill(int(pid), signal.SIGKILL)
+        return [f"process {pid} was left over" for pid in left]
 
-    def _all(self) -> Iterator[int]:
-        return (int(path.name) for path in Path("/proc").glob("[0-9]*") if self.ours(int(path.name)))
-
-    def wrong(self, expected: str) -> list[str]:
-        """Of the commands, which have ended: exit codes other than is right, and what their logs must not say."""
-        lines = []
-        for process, log in self.askers:
-            text, code = log.read_text(), process.returncode
-            right = {0: shown(text) == expected, 1: "ended without a result (killed" in text, -signal.SIGKILL: process.pid in self.killed}
+    def wrong(self, kills: int) -> list[str]:
+        """Codes that are not right, tables that are not the first command's, and what must not be in a log."""
+        codes, texts = [process.wait() for process in self.logs], [log.read_text() for log in self.logs.values()]
+        tables = [re.sub(".*minutes of training\n", "", text[text.find("## ") :]) for text in texts]
+        good = codes[0] == codes[-1] == 0 and codes.count(-signal.SIGKILL) == kills
+        lines = [] if good else [f"the commands ended with {codes}: {kills} were killed, but neither the first nor the last"]
+        for code, text, table, log in zip(codes, texts, tables, self.logs.values(), strict=True):
+            right = {0: table == tables[0], 1: "ended without a result (killed" in text, -signal.SIGKILL: True}
             lines += [] if right.get(code) else [f"{log}: ended with {code}"]
             lines += [f"{log}: {word}" for word in ("Traceback", "cannot be read") if word in text]
         return lines
 
 
-def shown(text: str) -> str:
-    """Of a command's output the table, without the line of commits and minutes."""
-    return "\n".join(line for line in text[text.find("## ") :].splitlines() if "minutes of training" not in line)
-
-
-@dataclass
-class Report:
-    seed: int
-    askers: int = 0
-    trainers: int = 0
-    interrupted: int = 0
-    starts: int = 0
-    finished: int = 0  # when the last kill fell
-    seconds: dict[str, float] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return "\n".join(
-            [
-                f"seed {self.seed}: {self.askers + self.trainers} kills, {self.askers} of who asks, {self.trainers} of processes that train",
-                f"{self.interrupted} of these interrupted a run with a checkpoint; the table was asked for {self.starts} times",
-                f"{self.finished} of {RUNS} runs were finished at the last kill; load {os.getloadavg()[0]:.1f} at the end",
-                "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in self.seconds.items()),
-                *(self.wrong or ["all is well: nothing was lost, trained twice, broken or left over, and all bits are the reference's"]),
-            ]
-        )
-
-
-def campaign(kills: int, seed: int, root: Path) -> Report:
-    """In an empty folder: the reference, the kills, the last command, the checks."""
-    chance, report = random.Random(seed), Report(seed)
+def campaign(kills: int, seed: int, root: Path) -> tuple[Counter[str], list[str]]:
+    """In an empty folder: the reference, the kills, the last command, the checks. What to report, and what is wrong."""
     epochs = int(EPOCHS_PER_KILL * kills)
     (root / "extra" / "table").mkdir(parents=True)
     (root / "extra" / "table" / "twelve.yaml").write_text(SPEC.format(epochs=epochs, half=epochs // 2))
-    reference, sweep = Sweep(root, "reference"), Sweep(root, "runs")
-    checker, times = Checker(sweep.runs), [time.monotonic()]
+    chance, commands, runs, reference = random.Random(seed), Commands(root), root / "runs", root / "reference"
+    results, report, wrong, times = Results(), Counter[str](), list[str](), [time.monotonic()]
+    kinds = chance.sample((["askers", "trainers"] * kills)[:kills], kills)
     try:
-        first = reference.ask()
-        ...
+        first = commands.ask(reference)
+        while first.poll() is None and not any(reference.glob("*/*/checkpoint.pt")):
+            time.sleep(0.01)
+        pause = (time.monotonic() - times[0]) / 3  # of what it takes until a command trains
+        first.wait(PATIENCE)
+        times.append(latest := time.monotonic())
+        askers = 1
+        while kinds and not wrong:
+            # The fewer runs are left, the sooner: all kills are to come before the end.
+            until = time.monotonic() + chance.uniform(0, 2 * pause) * (1 - len(results) / RUNS)
+            while time.monotonic() < until or len(commands.asking()) < askers:
+                for _ in range(askers - len(commands.asking())):
+                    commands.ask(runs)
+                time.sleep(0.02)
+            if path := commands.kill(kinds[-1], runs, chance):
+                report[f"kills of {kinds.pop()}"] += 1
+                report["of these at a run with a checkpoint"] += (path / "checkpoint.pt").exists() and not (path / "result.json").exists()
+                askers, latest = chance.choice([1, 1, 2]), time.monotonic()
+            wrong += look(runs, results)
+            report["finished at the last kill"] = len(results)
+            if kinds and (len(results) == RUNS or time.monotonic() > latest + PATIENCE):
+                wrong.append(f"nothing is left to kill, or it hangs: {len(results)} of {RUNS} runs are done")
+        times.append(time.monotonic())
+        commands.ask(runs)
+        for process in commands.asking():  # the last, and those who wait for the same runs
+            process.wait(PATIENCE)
+        wrong += commands.end(30) + commands.wrong(report["kills of askers"])
+        wrong += look(runs, results) or compare(runs, reference)
+    except subprocess.TimeoutExpired as error:
+        wrong.append(f"no end after {PATIENCE} s: {error.cmd}")
     finally:
-        ...
-    return report
+        commands.end(0)
+    times.append(time.monotonic())
+    parts = zip(["reference", "kills", "last command"], times, times[1:], strict=False)
+    return report | Counter({f"seconds of the {name}": round(end - start) for name, start, end in parts}), wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.campaign")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    given, load, root = parser.parse_args(), os.getloadavg(), Path(tempfile.mkdtemp(prefix="retable-campaign-"))
+    report, wrong = campaign(given.kills, given.seed, root)
+    print(*(f"{name}: {value}" for name, value in report.items()), f"load: {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after", sep="\n")
+    if wrong:
+        sys.exit("\n".join([*(f"WRONG: {line}" for line in wrong), f"the files are in {root}"]))
+    shutil.rmtree(root)
+    print(f"all is well: {RUNS} of {RUNS} runs have the reference's bits; nothing was lost, trained twice, broken or left over")
+
+
+if __name__ == "__main__":
+    main()

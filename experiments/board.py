@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 
-def open_board(path: Path, cfg: DictConfig, step: int) -> SummaryWriter:
-    """A writer of events in the run's folder. A run that goes on after `step` hides what was written later; a new one starts afresh."""
-    if step == 0:
-        for old in path.glob("events.*"):
-            old.unlink()
-    board = SummaryWriter(str(path), purge_step=step + 1 if step else None)
+class _Writer(event_file_writer._AsyncWriterThread):
+    """What the disk says is raised by the next call (its `exception`), not printed as well."""
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            super().run()
+
+
+event_file_writer._AsyncWriterThread = _Writer
+
+
+def open_board(path: Path, cfg: DictConfig, rows: Iterable[dict[str, float]]) -> SummaryWriter:
+    """A writer of events in the run's folder, where they begin with the evaluations so far: old files may be torn, or of a wrong clock."""
+    for old in path.glob("events.*"):
+        old.unlink()
+    board = SummaryWriter(str(path))
     # The session's start and end only: the schema that add_hparams writes besides makes TensorBoard show one run's columns for all.
     _, start, end = hparams(settings(cfg), {})
     for summary in (start, end):
         board.file_writer.add_summary(summary)  # type: ignore[attr-defined]
     board.add_text("config", "    " + OmegaConf.to_yaml(cfg).replace("\n", "\n    "))
+    for row in rows:
+        add(board, row)
     return board
 
 

@@ -106,7 +106,7 @@ def _queue(root: Path, tidy: bool) -> dict[str, cluster.Job]:
             return cluster.live(root, tidy)
         except cluster.Silent as error:
             if not said:
-                print(f"retable: {error}; waiting for it", file=sys.stderr, flush=True)
+                print(f"retable: {error}; waiting for it (without the notes in {root}/.queue nobody asks)", file=sys.stderr, flush=True)
             said = True
             time.sleep(QUEUE_SECONDS)
 

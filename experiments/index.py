@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import store
 
 FILE = ".index.parquet"
-# stamp: what tells that result.json has changed; kind: what decides the cost of an epoch, see `kind`; the others are result.json's
+# stamp: what tells that a run's files have changed; kind: what decides the cost of an epoch, see `kind`; the others are result.json's
 COLUMNS = ["id", "folder", "stamp", "diverged", "seconds", "epochs", "steps", "device", "finished", "kind"]
 
 
@@ -27,11 +28,10 @@ def finished(root: Path) -> pd.DataFrame:
     rows, fresh = [], False
     for identity, path in store.folders(root):
         folder = str(Path(path).relative_to(root))
-        try:
-            status = (Path(path) / "result.json").stat()
-        except OSError:
+        if (status := _stat(f"{path}/result.json")) is None:
             continue
-        stamp = f"{status.st_mtime_ns} {status.st_size}"
+        both = (status, _stat(f"{path}/config.yaml"))
+        stamp = " ".join(f"{one.st_mtime_ns} {one.st_size}" for one in both if one is not None)
         row = known.get(folder)
         if row is None or row["stamp"] != stamp:
             fresh = True
@@ -42,6 +42,13 @@ def finished(root: Path) -> pd.DataFrame:
         with contextlib.suppress(OSError), store.written(root / FILE) as file:  # of others, or on a full disk: made anew next time
             found.to_parquet(file)
     return found[found["seconds"].notna()]
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
 
 
 def _read(root: Path) -> pd.DataFrame:

@@ -80,9 +80,21 @@ def written(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # a disk that cannot be written any more
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _flock(handle: IO[bytes], path: Path, kind: int) -> None:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # which names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def locked(path: Path) -> IO[bytes] | None:
@@ -93,7 +105,7 @@ def locked(path: Path) -> IO[bytes] | None:
     handle = open(path, "ab")  # noqa: SIM115
     for _ in range(10):
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(handle, path, fcntl.LOCK_EX)
             return handle
         except BlockingIOError:
             time.sleep(0.02)
@@ -152,7 +164,7 @@ class Run:
     def _held(self) -> bool:
         try:
             with open(self.path / "lock", "rb") as handle:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                _flock(handle, self.path / "lock", fcntl.LOCK_SH)
         except FileNotFoundError:
             return False
         except BlockingIOError:

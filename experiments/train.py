@@ -154,7 +154,7 @@ def _fit(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
 
     commit()  # as it is now: the code that runs, whatever happens to the files meanwhile
     run.write("config.yaml", OmegaConf.to_yaml(cfg))
-    board, begun = None, trainer.step
+    board = None
     bar = tqdm(total=trainer.length.steps, initial=trainer.step, desc=run.path.name, disable=None, leave=False)
     summary: dict[str, Any] = {}
     shown = time.monotonic()
@@ -167,7 +167,7 @@ def _fit(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
             if board is None:  # not earlier: the first step need not wait for TensorBoard's imports
                 from experiments.board import open_board
 
-                board = open_board(run.path, cfg, begun)
+                board = open_board(run.path, cfg, trainer.rows[:known])
             record(cfg, run, trainer, board, known)
             line = f"epoch {trainer.epoch}/{trainer.epochs}: {_headline(cfg, trainer.rows)}, {trainer.seconds:.1f} s"
             with open(run.path / "train.log", "a") as log:
@@ -196,30 +196,40 @@ def _fit(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
 
 def record(cfg: DictConfig, run: store.Run, trainer: Trainer, board: SummaryWriter, known: int) -> None:
     """What an epoch leaves in the run's folder: the evaluations after the first `known`, and a checkpoint."""
-    import torch
 
     from experiments.board import add
 
     for row in trainer.rows[known:]:
         add(board, row)
+    board.flush()
     run.log(trainer.rows)
     keep_weights(cfg, run, trainer)
     if trainer.epoch % cfg.runtime.checkpoint_every == 0 or trainer.epoch == trainer.epochs:
-        with store.written(run.path / "checkpoint.pt") as file:
-            torch.save(trainer.state(), file)
+        save(run.path / "checkpoint.pt", trainer.state())
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Tensors as a file. torch hides what the disk said behind a RuntimeError."""
+    import torch
+
+    with store.written(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def keep_weights(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
     """The network as it is, for figures that compare epochs: at first, and whenever so many epochs of the printed protocol are over."""
-    import torch
 
     if not cfg.runtime.keep_weights:
         return
     printed = -(-trainer.length.printed // trainer.length.full)  # epochs; a profile makes fewer of them, or of iterations a part of one
     turns = [int(epoch * printed / trainer.epochs / cfg.runtime.keep_weights + 1e-6) for epoch in (trainer.epoch - 1, trainer.epoch)]
     if trainer.epoch == 0 or turns[0] < turns[1]:
-        with store.written(run.path / f"weights-{trainer.epoch:04d}.pt") as file:
-            torch.save(trainer.net.state_dict(), file)
+        save(run.path / f"weights-{trainer.epoch:04d}.pt", trainer.net.state_dict())
 
 
 def _headline(cfg: DictConfig, rows: list[dict[str, float]]) -> str:

@@ -52,7 +52,7 @@ def whole_suite(cfg: DictConfig, train: int | None) -> Side:
     def epochs() -> Generator[None, None, None]:
         with tempfile.TemporaryDirectory() as folder:
             run = store.Run(Path(folder))
-            with contextlib.closing(open_board(run.path, cfg, 0)) as board:
+            with contextlib.closing(open_board(run.path, cfg, [])) as board:
                 while True:
                     known = len(trainer.rows)
                     trainer.train_epoch()

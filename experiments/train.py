@@ -88,7 +88,7 @@ def _train(cfg: DictConfig) -> None:
             if run.acquire() and run.state not in ("done", "diverged"):  # another process may have finished it in the meantime
                 _fit(cfg, run, trainer if _restore(run, trainer) else make_trainer(cfg, place))
         except OSError as error:  # a full disk, say: no failure of the run
-            raise ConfigError(f"runtime.runs: {run.path} cannot be written ({error.strerror or first_line(error)})") from error
+            raise ConfigError(f"runtime.runs: {cfg.runtime.runs} cannot be written ({error.strerror or first_line(error)})") from error
         finally:
             run.release()
 

@@ -40,7 +40,7 @@ rows:
   - {{label: with, against: without, overrides: [method=itdm_c], grid: {{method.itdm_c.weight: [0.2, 0.4, 0.6]}}}}
 """
 WORDS = ["table=twelve", "profile.test=100", "runtime.threads=1", "runtime.device=cpu", "runtime.runs_per_device=2"]
-RUNS, EPOCHS_PER_KILL = 12, 1.5
+RUNS, EPOCHS_PER_KILL = 12, 2
 PATIENCE = 600  # seconds: nothing to kill for so long, or no end of a command, is a hang
 Results = dict[str, tuple[bytes, int]]  # each run's result.json, and when it was written
 
@@ -138,7 +138,7 @@ class Commands:
 
 def campaign(kills: int, seed: int, root: Path) -> tuple[Counter[str], list[str]]:
     """In an empty folder: the reference, the kills, the last command, the checks. What to report, and what is wrong."""
-    epochs = int(EPOCHS_PER_KILL * kills)
+    epochs = EPOCHS_PER_KILL * kills
     (root / "extra" / "table").mkdir(parents=True)
     (root / "extra" / "table" / "twelve.yaml").write_text(SPEC.format(epochs=epochs, half=epochs // 2))
     chance, commands, runs, reference = random.Random(seed), Commands(root), root / "runs", root / "reference"
@@ -154,7 +154,7 @@ def campaign(kills: int, seed: int, root: Path) -> tuple[Counter[str], list[str]
         askers = 1
         while kinds and not wrong:
             # The fewer runs are left, the sooner: all kills are to come before the end.
-            until = time.monotonic() + chance.uniform(0, 2 * pause) * (1 - len(results) / RUNS)
+            until = time.monotonic() + chance.uniform(0, 2 * pause) * (1 - len(results) / RUNS) ** 2
             while time.monotonic() < until or len(commands.asking()) < askers:
                 for _ in range(askers - len(commands.asking())):
                     commands.ask(runs)

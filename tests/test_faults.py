@@ -123,7 +123,7 @@ def test_full_disk(command: Command, tmp_path: Path, disk: Path, monkeypatch: py
     ballast = fill(disk, left)
     outcome = process(tmp_path, disk, "train", *RUN)
     (path,) = disk.glob("*/*")
-    refused(outcome, path, "No space left on device")
+    refused(outcome, path.parents[1], "No space left on device")
     assert store.Run(path).state == ("resumable" if had or left else "missing")
     tidy(disk)
     whole(disk)
@@ -162,7 +162,7 @@ def test_read_only_disk(command: Command, disk: Path, monkeypatch: pytest.Monkey
     assert command(*one, runs=disk) == (0, out[out.index("## ") :], "")
     assert command(*TABLE, "plan=true", runs=disk)[0] == 0
     refused(command(*one, f"out={disk}/out", runs=disk), f"{disk}/out", "Read-only file system")
-    refused(command(*TABLE, runs=disk), half, "Read-only file system")
+    refused(command(*TABLE, runs=disk), disk, "Read-only file system")
     code, out, err = command(*TABLE, "launch=false", runs=disk)
     assert (code, err) == (0, "") and "(1/2)" in out
     code, out, err = command(*single, runs=disk, **TRAIN)

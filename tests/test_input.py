@@ -73,7 +73,7 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("optim.lrr=1", "optim.lrr: there is no such key; allowed: lr, momentum, nesterov, weight_decay"),
         ("evaluate.foo=1", "evaluate.foo: there is no such key; allowed: every, dense, batch_size"),
         ("profile.foo=1", "profile.foo: there is no such key; allowed: name, epochs"),
-        ("runtime.foo=1", "runtime.foo: there is no such key; allowed: device, threads"),
+        ("runtime.foo=1", "runtime.foo: there is no such key; allowed: device, devices, runs_per_device"),
         ("epocs=3", "epocs: there is no such key; allowed: dataset, model"),
         # the same with Hydra's signs for adding, forcing and deleting
         ("+dataset.foo=1", "dataset.foo: data.images.digits has no such option; allowed: data_dir"),
@@ -200,7 +200,11 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("method/itdm_c", "wieght: 1", "method.itdm_c.wieght: regularizers.itdm.ITDM has no such option; allowed: weight, "),
         ("profile/paper", "foo: 1", "profile.foo: there is no such key; allowed: name, epochs"),
         ("experiment/demo", "epocs: 1", "epocs: there is no such key; allowed: "),
-        ("experiment/demo", "runtime: {treads: 1}", "runtime.treads: there is no such key; allowed: device, threads"),
+        (
+            "experiment/demo",
+            "runtime: {treads: 1}",
+            "runtime.treads: there is no such key; allowed: device, devices, runs_per_device",
+        ),
         ("experiment/demo", "seed: many", "seed: 'many' is not allowed; it must be a whole number from 0 "),
         ("config", "epocs: 1", "epocs: there is no such key; allowed: "),
         ("groups", "epocs: 1", "epocs: there is no such key; allowed: "),

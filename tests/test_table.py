@@ -191,14 +191,24 @@ def test_two_processes_ask_at_once(tmp_path: Path, extra: Path) -> None:
     assert tables[0] == tables[1] and not any("-" in line for line in grid(tables[0]).values())
 
 
+LAUNCHERS = {
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra/launcher=submitit_local", "runtime.runs_per_device=2"],
+    "side by side": ["runtime.runs_per_device=2"],
+}
+
+
 @pytest.mark.no_cover
-def test_joblib_gives_the_same_numbers(command: Command, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
+def test_every_launcher_gives_the_same_numbers(command: Command, tmp_path: Path, launcher: list[str]) -> None:
     code, basic, _ = command("table=tiny", "only=[CE]", "profile.seeds=1")
     assert code == 0
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    code, joblib, err = command("table=tiny", "only=[CE]", "profile.seeds=1", *launcher, runs=tmp_path / "joblib")
+    code, other, err = command("table=tiny", "only=[CE]", "profile.seeds=1", *launcher, runs=tmp_path / "other")
     assert code == 0, err
-    assert len(results(tmp_path / "joblib")) == 3 and grid(joblib) == grid(basic)
+    assert len(results(tmp_path / "other")) == 3 and grid(other) == grid(basic)
+    for path in (tmp_path / "other").glob("*/*/metrics.csv"):
+        assert path.read_text() == (tmp_path / "runs" / path.relative_to(tmp_path / "other")).read_text()
 
 
 # failures

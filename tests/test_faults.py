@@ -155,7 +155,7 @@ def test_read_only_disk(command: Command, disk: Path, monkeypatch: pytest.Monkey
     code, out, _ = command(*one, runs=disk)
     assert code == 0
     interrupt(command, monkeypatch, 1, disk, *TABLE)
-    (half,) = (path.parent for path in disk.glob("*/*/checkpoint.pt") if not (path.parent / "result.json").exists())
+    assert any(disk.glob("*/*/checkpoint.pt"))
     files = {path: path.read_bytes() for path in disk.glob("*/*/*")}
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
 

@@ -173,7 +173,7 @@ def run(cfg: DictConfig) -> None:
         return retry(found, cfg.runtime)
     if answer != "false":
         return prune(found, ask=answer == "true")
-    print(report(found, cfg.runtime.runs))
+    print(report(found, cfg.runtime.runs), flush=True)
     while cfg.watch is not None:
         time.sleep(cfg.watch)
         text = report(entries(cfg), cfg.runtime.runs)

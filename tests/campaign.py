@@ -179,7 +179,8 @@ def campaign(kills: int, seed: int, root: Path) -> tuple[Counter[str], list[str]
         commands.end(0)
     times.append(time.monotonic())
     parts = zip(["reference", "kills", "last command"], times, times[1:], strict=False)
-    return report | Counter({f"seconds of the {name}": round(end - start) for name, start, end in parts}), wrong
+    report.update({f"seconds of the {name}": round(end - start) for name, start, end in parts})
+    return report, wrong
 
 
 def main() -> None:
@@ -188,7 +189,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given, load, root = parser.parse_args(), os.getloadavg(), Path(tempfile.mkdtemp(prefix="retable-campaign-"))
     report, wrong = campaign(given.kills, given.seed, root)
-    print(*(f"{name}: {value}" for name, value in report.items()), f"load: {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after", sep="\n")
+    print(*(f"{name}: {report[name]}" for name in sorted(report)), f"load: {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after", sep="\n")
     if wrong:
         sys.exit("\n".join([*(f"WRONG: {line}" for line in wrong), f"the files are in {root}"]))
     shutil.rmtree(root)

@@ -73,4 +73,5 @@ def _run(task: Callable[[DictConfig], None], cfg: DictConfig, there: Connection)
             task(cfg)
         except Exception as raised:
             error = raised
-        there.send(error)
+        with contextlib.suppress(BrokenPipeError):  # who asked was killed
+            there.send(error)

@@ -77,16 +77,17 @@ def compare(runs: Path, reference: Path) -> list[str]:
 
 
 class Commands:
-    """The commands that ask for the table, and all processes that come of them: these have `root` in their environment."""
+    """The commands that ask for the table, and all processes that come of them: known by their folder of temporary files."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.scratch = tempfile.TemporaryDirectory(prefix="retable-", ignore_cleanup_errors=True)
         self.logs: dict[subprocess.Popen[bytes], Path] = {}
 
     def ask(self, runs: Path) -> subprocess.Popen[bytes]:
         folders = [f"runtime.runs={runs}", f"runtime.data_dir={self.root}", f"out={self.root}/out"]
         words = [sys.executable, "-m", "experiments.table", "--config-dir", f"{self.root}/extra", *WORDS, *folders]
-        log, env = self.root / f"{len(self.logs)}.log", os.environ | {"CAMPAIGN": str(self.root)}
+        log, env = self.root / f"{len(self.logs)}.log", os.environ | {"TMPDIR": self.scratch.name}
         with open(log, "wb") as out:
             process = subprocess.Popen(words, cwd=Path(__file__).parent.parent, env=env, stdout=out, stderr=subprocess.STDOUT)
         self.logs[process] = log
@@ -97,7 +98,7 @@ class Commands:
 
     def ours(self, pid: int | str) -> bool:
         with suppress(OSError):  # it has ended
-            return f"CAMPAIGN={self.root}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+            return f"TMPDIR={self.scratch.name}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
         return False
 
     def kill(self, kind: str, runs: Path, chance: random.Random) -> Path | None:
@@ -176,7 +177,9 @@ def campaign(kills: int, seed: int, root: Path) -> tuple[Counter[str], list[str]
     except subprocess.TimeoutExpired as error:
         wrong.append(f"no end after {PATIENCE} s: {error.cmd}")
     finally:
-        commands.end(0)
+        while commands.end(0):  # one may have started another
+            pass
+        commands.scratch.cleanup()
     times.append(time.monotonic())
     parts = zip(["reference", "kills", "last command"], times, times[1:], strict=False)
     report.update({f"seconds of the {name}": round(end - start) for name, start, end in parts})
@@ -187,6 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that then, too, no process stays
     given, load, root = parser.parse_args(), os.getloadavg(), Path(tempfile.mkdtemp(prefix="retable-campaign-"))
     report, wrong = campaign(given.kills, given.seed, root)
     print(*(f"{name}: {report[name]}" for name in sorted(report)), f"load: {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after", sep="\n")

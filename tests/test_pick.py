@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from test_table import FACTS, SPEC, WEIGHTS, Command, Made, command, extra, grid, made, printed, spec_of
 
-from experiments import pick, store, table
+from experiments import complete, pick, store, table
 from experiments.cli import RunFailed
 from experiments.config import ConfigError
 from experiments.pick import choices, due, rejected
@@ -344,14 +344,14 @@ def test_two_waves(command: Command, extra: Path, tmp_path: Path, monkeypatch: p
     assert "- λ is not picked yet, its first value stands in: with\n" in f"{out}\n"
 
     def once(*given: Any) -> Any:
-        monkeypatch.setattr(table, "launch", interrupt)
+        monkeypatch.setattr(complete, "launch", interrupt)
         return launch(*given)
 
     def interrupt(*given: Any) -> Any:
         raise KeyboardInterrupt
 
-    launch = table.launch
-    monkeypatch.setattr(table, "launch", once)
+    launch = complete.launch
+    monkeypatch.setattr(complete, "launch", once)
     code, out, _ = command("table=waves")
     assert code == 130 and re.findall(r"\d+ of \d+ runs are", out) == ["8 of 8 runs are", "2 of 10 runs are"]
     first = trained(runs)

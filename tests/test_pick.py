@@ -363,7 +363,7 @@ def test_two_waves(command: Command, extra: Path, tmp_path: Path, monkeypatch: p
     code, out, err = command("table=waves", "plan=true")
     assert "10 different runs" in out and "not picked yet" not in out
 
-    monkeypatch.setattr(table, "launch", launch)
+    monkeypatch.setattr(complete, "launch", launch)
     code, out, err = command("table=waves")
     assert (code, err) == (0, "") and re.findall(r"\d+ of \d+ runs are", out) == ["2 of 10 runs are"]
     second = trained(runs)

@@ -41,11 +41,11 @@ def complete(table: Table, asked: Jobs, runtime: DictConfig, wait: bool = True) 
     overrides = dict(zip(asked["id"], asked["overrides"], strict=True))
     tried: set[str] = set()
     complaints: list[str] = []
-    on_cluster, said = launcher() == "submitit_slurm", time.monotonic()
+    root, on_cluster, said = Path(runtime.runs), launcher() == "submitit_slurm", time.monotonic()
     while True:
-        with cluster.turn(Path(runtime.runs)) if on_cluster else contextlib.nullcontext():
+        with cluster.turn(root) if on_cluster else contextlib.nullcontext():
             began = time.monotonic()
-            queue = _queue(Path(runtime.runs), tidy=on_cluster)  # first: a job that ends in between has then left its files
+            queue = _queue(root, tidy=on_cluster)  # first: a job that ends in between has then left its files
             found = find(asked, runtime.runs)
             states = {identity: run.state for identity, run in found.items()}  # before `due`: a trial that ends now is not passed over
             now_due = list(dict.fromkeys(identity for jobs in due(table, asked, found) for identity in jobs["id"]))
@@ -53,7 +53,7 @@ def complete(table: Table, asked: Jobs, runtime: DictConfig, wait: bool = True) 
             mine = [identity for identity in left if identity not in tried and identity not in queue]
             if mine and on_cluster:
                 mine = mine[: cluster.LARGEST_ARRAY]
-                _submit(Path(runtime.runs), mine, [overrides[identity] for identity in mine])
+                _submit(root, mine, [overrides[identity] for identity in mine])
                 tried |= {*mine}
                 continue
         if mine:

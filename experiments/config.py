@@ -60,7 +60,7 @@ class Runtime:
 
     device: str = "auto"  # auto | cpu | cuda | cuda:0 ...
     devices: Any = None  # several GPUs, [0,1,...]: each run takes one that has a place free; null: the one that `device` says
-    runs_per_device: int = 1  # places of a GPU: more where one run leaves it idle; on a CPU so many runs at a time, of a thread each
+    runs_per_device: int = 1  # places of a GPU: more where one run leaves it idle; on a CPU so many runs share the cores
     threads: int | None = None  # CPU threads of a run; null: all cores, shared by the runs that a launcher starts side by side
     data_dir: str = "${oc.env:DATA_DIR,data/raw}"
     download: Any = False  # true: fetch a missing data set from its official source; [URL,...]: from these mirrors first

@@ -7,9 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +23,7 @@ from experiments import store
 from experiments.cli import main
 from experiments.config import Config, ConfigError, options
 from experiments.launch import launcher
-from experiments.plan import Known, costs, stored
-from experiments.spec import Table
+from experiments.plan import Known, costs, shown, stored
 from experiments.table import common_overrides, jobs, narrowed
 
 VERDICTS = ("reproduced", "not reproduced", "not decided", "seen once", "not seen once", "not run")
@@ -59,33 +57,30 @@ def papers() -> dict[str, list[tuple[str, str]]]:
 def planned(parts: Sequence[tuple[str, str]], cfg: DictConfig, words: list[str]) -> list[Part]:
     """What they cost, the cheapest first, so that something is printed early; where that is not known, last."""
     root, loader = Path(cfg.runtime.runs), GlobalHydra.instance().config_loader()
-    known = Known(stored(root))
-    made: dict[Part, Callable[[], Part]] = {}
+    known, found = Known(stored(root)), []
     for kind, name in parts:
         whole = loader.load_configuration(f"{kind}s", [f"{kind}={name}", *words], RunMode.RUN, from_shell=False)
         spec = whole.table if kind == "table" else whole.figure.runs
+        part, ids, hours = Part(kind, name), set[str](), dict[str, float]()
         if spec.rows:
             table = narrowed(whole, spec, *([] if kind == "table" else [whole.figure.only]), whole.only)
-            count = partial(_count, Part(kind, name), table, jobs(table, words, targets=False), root, known)
-        else:
-            count = partial(Part, kind, name)
-        made[count()] = count
-        known.counted.clear()
-    order = sorted(made, key=lambda part: (math.isnan(part.hours), part.hours, part.kind == "figure"))
-    return [made[part]() for part in order]  # again: what is shared depends on the order
-
-
-def _count(part: Part, table: Table, asked: pd.DataFrame, root: Path, known: Known) -> Part:
-    rows = costs(table, asked, root, known).rows
-    missing = rows[["missing", "resumable", "failed"]].to_numpy().sum()
-    return Part(*part[:2], int(rows["runs"].sum()), int(rows["shared"].sum()), int(missing), float(rows["hours"].sum(skipna=False)))
+            rows, ids, hours, *_ = costs(table, jobs(table, words, targets=False), root, known)
+            missing = int(rows[["missing", "resumable", "failed"]].to_numpy().sum())
+            part = part._replace(runs=len(ids), missing=missing, hours=sum(hours.values()))
+        found.append((part, ids, hours))
+    order, counted = [], set[str]()
+    for part, ids, hours in sorted(found, key=lambda each: (math.isnan(each[0].hours), each[0].hours, each[0].kind == "figure")):
+        new = sum(of for identity, of in hours.items() if identity not in counted)
+        order.append(part._replace(shared=len(ids & counted), hours=new))
+        counted |= ids
+    return order
 
 
 def listed(parts: Sequence[Part], title: str) -> str:
     """The plan as Markdown."""
     sure = [part.hours for part in parts if not math.isnan(part.hours)]
-    hours = ["?" if math.isnan(part.hours) else f"{part.hours:.2f}" for part in parts]
     names = [f"{part.kind} {part.name}" for part in parts]
+    hours = [shown(part.hours) for part in parts]
     table = pd.DataFrame(parts)[["runs", "shared", "missing"]].assign(hours=hours).set_index(pd.Index(names, name=""))
     more = " and more, where it is not known" if len(sure) < len(parts) else ""
     notes = [f"{sum(sure):.2f} hours one after another{more}", "shared: runs that an earlier one has too; their hours count there"]

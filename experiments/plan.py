@@ -133,21 +133,26 @@ def epochs(cfg: DictConfig, steps: float) -> float:
 
 @dataclass
 class Known:
-    """What plans of several tables share: estimates of each kind of run, what was timed for them, and the runs that were counted."""
+    """What plans of several tables share: estimates of each kind of run, and what was timed for them."""
 
     estimates: dict[str, Estimate]
     timed: dict[str, Timing] = field(default_factory=dict)
-    counted: set[str] = field(default_factory=set)
 
 
 class Costs(NamedTuple):
-    """rows: one line per row of the table: runs, shared, the counts of states, hours (nan: not known). sources: what the hours are
-    estimated from, and whether that failed. guessed: rows whose λ is not picked yet, for which its first value stands in."""
+    """rows: one line per row of the table: runs, shared (that an earlier row has too), the counts of states, hours (nan: not known).
+    ids: of all runs. hours: of each that is not finished. sources: what the hours are estimated from, and whether that failed.
+    guessed: rows whose λ is not picked yet, for which its first value stands in."""
 
     rows: pd.DataFrame
-    runs: int
+    ids: set[str]
+    hours: dict[str, float]
     sources: dict[str, bool]
     guessed: list[str]
+
+
+def shown(hours: float) -> str:
+    return "?" if math.isnan(hours) else f"{hours:.2f}"
 
 
 def costs(table: Table, asked: pd.DataFrame, root: Path, known: Known) -> Costs:
@@ -158,12 +163,14 @@ def costs(table: Table, asked: pd.DataFrame, root: Path, known: Known) -> Costs:
     guessed = wanted[~wanted["trial"] & ~wanted.index.isin(sure.index)]
     states = {identity: run.state for identity, run in found.items()}
     lines, sources = [], {}
+    counted: set[str] = set()
+    hours: dict[str, float] = {}
     for row in table.rows:
         mine = wanted[wanted["row"] == row.label].drop_duplicates("id")
-        mine = mine.assign(state=[states.get(identity, "missing") for identity in mine["id"]], shared=mine["id"].isin(known.counted))
-        known.counted |= set(mine["id"])
-        hours = 0.0
-        for job in mine[~mine["shared"] & ~mine["state"].isin(["done", "diverged"])].to_dict("records"):
+        mine = mine.assign(state=[states.get(identity, "missing") for identity in mine["id"]], shared=mine["id"].isin(counted))
+        counted |= set(mine["id"])
+        left = mine[~mine["shared"] & ~mine["state"].isin(["done", "diverged"])]
+        for job in left.to_dict("records"):
             one = compose(job["overrides"])
             if (key := kind(one)) not in known.estimates:
                 check(one)  # which imports what a plan of known runs does without
@@ -174,27 +181,26 @@ def costs(table: Table, asked: pd.DataFrame, root: Path, known: Known) -> Costs:
                     known.estimates[key] = Estimate(math.nan, math.nan, 0, str(error))
             cost = known.estimates[key]
             sources[cost.source] = math.isnan(cost.epoch)
-            hours += (cost.epoch * epochs(one, cost.steps) + cost.extra) / 3600
+            hours[job["id"]] = (cost.epoch * epochs(one, cost.steps) + cost.extra) / 3600
         count = mine["state"].value_counts()
         line = {"": row.label, "runs": len(mine), "shared": int(mine["shared"].sum())}
         line |= {state: int(count.get(state, 0)) for state in ("done", "running", "resumable", "failed", "diverged", "missing")}
-        lines.append(line | {"hours": hours})
-    return Costs(pd.DataFrame(lines), wanted["id"].nunique(), sources, list(guessed["row"].unique()))
+        lines.append(line | {"hours": sum(hours[identity] for identity in left["id"])})
+    return Costs(pd.DataFrame(lines), counted, hours, sources, list(guessed["row"].unique()))
 
 
 def plan(table: Table, asked: pd.DataFrame, cfg: DictConfig) -> str:
     """For each row: its runs, what state they are in, and the hours that are missing, as Markdown."""
     root = Path(cfg.runtime.runs)
-    rows, runs, sources, guessed = costs(table, asked, root, Known(stored(root)))
-    hours = rows["hours"].map(lambda hours: "?" if math.isnan(hours) else f"{hours:.2f}")
+    rows, ids, _, sources, guessed = costs(table, asked, root, Known(stored(root)))
     unknown = [source for source, missing in sources.items() if missing]
     basis = [source for source, missing in sources.items() if not missing]
     notes = [
-        f"{runs} different runs, {'at least ' if unknown else ''}{rows['hours'].sum():.2f} hours one after another"
+        f"{len(ids)} different runs, {'at least ' if unknown else ''}{rows['hours'].sum():.2f} hours one after another"
         + (f"; estimated from {'; '.join(basis)}" if basis else ""),
         *(f"unknown: {source}" for source in unknown),
         "shared: runs that an earlier row has too",
         *([f"λ is not picked yet, its first value stands in: {', '.join(guessed)}"] if guessed else []),
     ]
-    text = rows.assign(hours=hours).to_markdown(index=False, disable_numparse=True)
+    text = rows.assign(hours=rows["hours"].map(shown)).to_markdown(index=False, disable_numparse=True)
     return "\n".join([f"## {table.title}: the plan", "", text, "", *(f"- {note}" for note in notes)])

@@ -93,13 +93,17 @@ def report(found: list[Entry], root: str) -> str:
 
 def _line(one: Entry) -> str:
     name = f"{one.run.path.parent.name}/{one.run.path.name}" if one.run.path.is_dir() else one.run.path.name
-    job = f"SLURM {one.job.id} {one.job.state}" + (f" ({one.job.reason})" if one.job.reason not in ("None", "") else "") if one.job else ""
-    facts = {"queued": [job], "failed": [one.run.error()], "diverged": [one.run.error()], "resumable": [_progress(one.run, False)]}
-    if one.state == "running":
-        holder = one.run.holder()
-        place = f"{holder['host']}, process {holder['pid']}, {_since(holder['since'])}" if holder else ""
-        facts["running"] = [place, job, _progress(one.run, True)]
-    return ", ".join([name, *filter(None, facts[one.state])])
+    facts = []
+    if one.state == "running" and (holder := one.run.holder()):
+        facts.append(f"{holder['host']}, process {holder['pid']}, {_since(holder['since'])}")
+    if one.job is not None and one.state in ("running", "queued"):
+        why = f" ({one.job.reason})" if one.job.reason not in ("None", "") else ""
+        facts.append(f"SLURM {one.job.id} {one.job.state}{why}")
+    if one.state in ("running", "resumable"):
+        facts.append(_progress(one.run, one.state == "running"))
+    if one.state in ("failed", "diverged"):
+        facts.append(one.run.error())
+    return ", ".join([name, *filter(None, facts)])
 
 
 def _since(start: float) -> str:

@@ -196,7 +196,6 @@ def _fit(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
 
 def record(cfg: DictConfig, run: store.Run, trainer: Trainer, board: SummaryWriter, known: int) -> None:
     """What an epoch leaves in the run's folder: the evaluations after the first `known`, and a checkpoint."""
-
     from experiments.board import add
 
     for row in trainer.rows[known:]:
@@ -223,7 +222,6 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def keep_weights(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
     """The network as it is, for figures that compare epochs: at first, and whenever so many epochs of the printed protocol are over."""
-
     if not cfg.runtime.keep_weights:
         return
     printed = -(-trainer.length.printed // trainer.length.full)  # epochs; a profile makes fewer of them, or of iterations a part of one

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from scipy import stats
-from test_pick import FINE, HELD_OUT, tried
+from test_select import FINE, HELD_OUT, tried
 from test_table import WEIGHTS, Command, Made, command, extra, made, spec_of
 
 from experiments.claims import Verdict, verdict

@@ -125,7 +125,7 @@ class CovariateShift:
         for split, (x, y) in enumerate(trainer.bundle.splits[name] for name in ("train", "test")):
             limit = self.images if split == 0 else None
             for images, labels in zip(*(values[:limit].split(trainer.cfg.evaluate.batch_size) for values in (x, y)), strict=True):
-                taps = trainer.forward(Batch(trainer.bundle.prepare(images), labels, labels)).preactivations
+                taps = trainer.forward(Batch(trainer.bundle.prepare(images), labels, labels), preactivations=True).preactivations
                 for layer in self.layers or range(max(1, len(taps) - 5), len(taps) + 1):
                     if not 1 <= layer <= len(taps):
                         raise ConfigError(f"layers: {layer} is not allowed; the network has layers 1 to {len(taps)}")

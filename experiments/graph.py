@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 Step = Callable[..., None]
+Pool = Any  # what torch calls a pool of memory, which has no public type
 WARM_UP = 3
 
 
@@ -19,7 +21,8 @@ class Replayed:
     optimizer's state, cuDNN's choices, library handles). So does a batch of another size: an epoch's last one. Whatever the step
     reads from the host is recorded as it was then, so all that changes between steps must be a tensor on the device: the
     samples, the learning rate, and the generators, whose registered state moves on at every replay. Where a step branches on what the
-    host knows, there is a recording for each branch.
+    host knows, there is a recording for each branch. They share one pool of memory, that of the largest: a step leaves nothing there
+    that a later one reads.
     """
 
     def __init__(self, step: Step, rngs: Iterable[Generator]) -> None:
@@ -27,6 +30,7 @@ class Replayed:
         self.chosen: tuple[Tensor, ...] = ()
         self.calls: Counter[Hashable] = Counter()
         self.replays: dict[Hashable, Callable[[], None]] = {}
+        self.pool: Pool | None = None
 
     def __call__(self, branch: Hashable, *chosen: Tensor) -> None:
         if not self.chosen:
@@ -41,7 +45,7 @@ class Replayed:
         for kept, one in zip(self.chosen, chosen, strict=True):
             kept.copy_(one)
         if branch not in self.replays:
-            self.replays[branch] = record(lambda: self.step(*self.chosen), self.rngs)
+            self.replays[branch], self.pool = record(lambda: self.step(*self.chosen), self.rngs, self.pool)
         self.replays[branch]()
 
 
@@ -54,11 +58,14 @@ def aside(work: Callable[[], None]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def record(work: Callable[[], None], rngs: Iterable[Generator]) -> Callable[[], None]:
-    """Record what `work` sends to the GPU, which does not run it; returns what does."""
+def record(work: Callable[[], None], rngs: Iterable[Generator], pool: Pool | None = None) -> tuple[Callable[[], None], Pool]:
+    """Record what `work` sends to the GPU, which does not run it. Returns what does, and the pool of memory that it uses.
+
+    pool: that of an earlier recording, to be shared with it.
+    """
     graph = torch.cuda.CUDAGraph()
     for rng in rngs:
         graph.register_generator_state(rng)
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         work()
-    return graph.replay
+    return graph.replay, graph.pool()

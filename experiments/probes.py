@@ -43,7 +43,7 @@ class Activations:
         parts: dict[int, list[tuple[Tensor, ...]]] = {layer: [] for layer in self.layers}
         trainer.net.eval()
         for images, labels in zip(*(values.split(trainer.cfg.evaluate.batch_size) for values in (x, y)), strict=True):
-            out = trainer.forward(Batch(trainer.bundle.prepare(images), labels, labels))
+            out = trainer.forward(Batch(trainer.bundle.prepare(images), labels, labels), activations=True, preactivations=True)
             for layer in self.layers:
                 if not 1 <= layer <= len(out.activations):
                     raise ConfigError(f"probe.layers: {layer} is not allowed; the network has layers 1 to {len(out.activations)}")

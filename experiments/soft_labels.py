@@ -65,6 +65,4 @@ def untouched(trainer: Trainer, batch: Batch) -> Tensor:
         h = trainer.forward(batch).features.float()
     for name, value in net.named_buffers():
         value.copy_(kept[name])
-    trainer.activations.clear()
-    trainer.preactivations.clear()
     return h

@@ -82,9 +82,8 @@ class Trainer:
         self.since = 0  # the step of the last evaluation
         self.seconds = 0.0  # spent training and evaluating
 
-        self.activations = record(net)
-        wanted = probe is not None or any(method.preactivations for method in self.regularizers.values())
-        self.preactivations = record(net, pre=True) if wanted else []
+        self.activations, self.preactivations = record(net), record(net, pre=True)
+        self.read = [any(getattr(method, name) for method in self.regularizers.values()) for name in ("activations", "preactivations")]
         self.prepare_methods()
         if cfg.compile and (edit := [name for name, method in self.regularizers.items() if method.edits]):
             raise ConfigError(f"compile: true does not go with method {edit[0]}, which edits the backward pass; allowed: false")
@@ -102,7 +101,7 @@ class Trainer:
         self.net.eval()
         try:
             with torch.no_grad():
-                example = self.forward(batch)
+                example = self.forward(batch, *self.read)
         except RuntimeError as error:
             size = f"{'x'.join(map(str, batch.x.shape[1:]))} {self.bundle.unit}"
             raise ConfigError(f"model: {self.cfg.model._target_} does not take the data set's {size} ({first_line(error)})") from error
@@ -138,20 +137,21 @@ class Trainer:
         batch = self.bundle.take(first, self.rngs["data"], balanced)
         return batch, None if second is None else self.bundle.take(second, self.rngs["second"], balanced)
 
-    def forward(self, batch: Batch) -> Pass:
-        self.activations.clear()
-        self.preactivations.clear()
+    def forward(self, batch: Batch, activations: bool = False, preactivations: bool = False) -> Pass:
+        """The network on a batch; what flows through its taps is kept where it is asked for only."""
+        self.activations.restart(activations)
+        self.preactivations.restart(preactivations)
         x = batch.x if self.cfg.channels_last else batch.x.contiguous()
         with self.autocast():
             features = (self.compiled if self.net.training else self.net.features)(x)
             logits = self.net.classifier(features)
-        return Pass(batch, features, logits, tuple(self.activations), tuple(self.preactivations))
+        return Pass(batch, features, logits, self.activations.seen(), self.preactivations.seen())
 
     def run(self, batch: Batch) -> Pass:
         for method in self.regularizers.values():
             with self.autocast():
                 batch = method.transform(batch, self.net)
-        return self.forward(batch)
+        return self.forward(batch, *self.read)
 
     def loss(self, batch: Batch, second: Batch | None) -> tuple[Tensor, dict[str, Tensor]]:
         """What the step minimises, and its terms: the loss on the first batch and each method's penalty."""
@@ -256,8 +256,6 @@ class Trainer:
         with torch.inference_mode():
             for batch in batches:
                 metrics.add(self.forward(batch))
-        self.activations.clear()
-        self.preactivations.clear()
         self.net.train()
         return metrics.values()
 

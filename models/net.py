@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -54,14 +54,38 @@ class Net(nn.Module):
         """Forget recurrent state, of training or of evaluation as the network's mode is; nothing to do unless there is some."""
 
 
-def record(net: nn.Module, pre: bool = False) -> list[Tensor]:
-    """A list that fills, at each forward, with what flows through the taps, first to last: [samples, units...] each.
+class Unrecorded(tuple[Tensor, ...]):
+    """What stands in place of activations that were not asked for."""
 
-    Either the taps after the non-linearities or, with `pre`, those before. The caller clears the list before a forward.
+    def __iter__(self) -> Iterator[Tensor]:
+        raise AttributeError("activations are recorded only for methods with `activations = True` (or `preactivations = True`)")
+
+
+class Recording(list[Tensor]):
+    """What flows through a network's taps while it is `on`, first to last: [samples, units...] each."""
+
+    on = True
+
+    def restart(self, on: bool) -> None:
+        """Forget what was recorded; from here on record (`on`), or hold no more memory than the network needs."""
+        self.clear()
+        self.on = on
+
+    def seen(self) -> tuple[Tensor, ...]:
+        """What was recorded since the restart."""
+        return tuple(self) if self.on else Unrecorded()
+
+
+def record(net: nn.Module, pre: bool = False) -> Recording:
+    """A list that fills at each forward: with the taps after the non-linearities or, with `pre`, those before.
+
+    The caller restarts it before a forward.
     """
-    activations: list[Tensor] = []
+    activations = Recording()
 
-    def see(tap: Tap, _: object, out: Tensor) -> Tensor:
+    def see(tap: Tap, _: object, out: Tensor) -> Tensor | None:
+        if not activations.on:
+            return None
         samples = out.flatten(0, tap.sample_dims - 1) if tap.sample_dims > 1 else out
         activations.append(samples)
         return samples.view_as(out)  # by way of the samples: a hook on their gradient then sees it, and may edit it

@@ -22,6 +22,7 @@ class ActivationPenalty(Regularizer):
     share a / (a + g) of what is added, a and g being the lengths of that and of the gradient to which it is added.
     """
 
+    activations = True
     sequences = True
     edits = True
 
@@ -57,7 +58,7 @@ class ActivationPenalty(Regularizer):
         rms, *lengths = (torch.linalg.vector_norm(x) for x in (seen, added, incoming[:SEEN]))
         self.measured[place] = torch.stack([loss.mean(), rms / seen.numel() ** 0.5, *lengths])
         edited = torch.addcmul(incoming, direction, scale, out=None if direction is samples else direction)
-        return self.unrows(edited, h).to(gradient.dtype)
+        return self.unrows(self.rounded(edited, gradient.dtype), h)
 
     def logged(self) -> dict[str, Tensor]:
         if not self.measured:

@@ -10,21 +10,24 @@ import torch
 from torch import Generator, Tensor, nn
 
 from data.bundle import Batch
-from models.net import Net
+from models.net import Net, Unrecorded
+
+
+LOW_BITS = 1 << 16  # a bfloat16 is the upper half of a float32
 
 
 @dataclass(frozen=True)
 class Pass:
     """One batch after its forward: h = features [N, d], logits [N, K], and what flowed through the taps, first to last.
 
-    preactivations: what the activations were before their non-linearity; empty unless a method asks for it.
+    preactivations: what the activations were before their non-linearity. Both raise AttributeError where no method asks for them.
     """
 
     batch: Batch
     features: Tensor
     logits: Tensor
-    activations: tuple[Tensor, ...]
-    preactivations: tuple[Tensor, ...] = ()
+    activations: tuple[Tensor, ...] = Unrecorded()
+    preactivations: tuple[Tensor, ...] = Unrecorded()
 
 
 class Regularizer(nn.Module):
@@ -34,7 +37,7 @@ class Regularizer(nn.Module):
     active: False at weight 0: the method is left out of the run, which is then vanilla bit for bit.
     rng: the method's own generator, set by the trainer; drawing from any other would change the batches other methods see.
     second_batch: True asks the trainer for an independent second mini-batch, handed to `penalty` as `other`.
-    preactivations: True asks for those of each pass.
+    activations, preactivations: True asks for those of each pass.
     sequences: True says that the method takes those too: h [N, T, d], logits [N, T, K], and a label for each of the T.
     edits: True says that `penalty` puts hooks on activations, which a compiled network would not call.
     steps_per_batch: so many steps are taken on each batch of an epoch, one after the other, augmented anew.
@@ -42,6 +45,7 @@ class Regularizer(nn.Module):
     """
 
     second_batch: ClassVar[bool] = False
+    activations: ClassVar[bool] = False
     preactivations: ClassVar[bool] = False
     sequences: ClassVar[bool] = False
     edits: ClassVar[bool] = False
@@ -77,6 +81,22 @@ class Regularizer(nn.Module):
     def penalty(self, out: Pass, other: Pass | None) -> Tensor | None:
         """What is added to the loss (a scalar, times `weight`), logged under the method's name."""
         return None
+
+    def rounded(self, gradient: Tensor, dtype: torch.dtype) -> Tensor:
+        """An edited gradient [n, ...], float32, as `dtype`: for bfloat16 stochastically rounded, so that its expected value is exact.
+
+        Rounding to nearest would not do: where a method adds less than half of the last digit of a bfloat16 gradient, the gradient stays
+        what it was, in every step of the run. The random bits of any two elements are independent, so sums vary as with a draw for each
+        element; they are made of one draw for each sample and one for each unit, added modulo 2^16: n + d draws instead of n d.
+        """
+        if dtype != torch.bfloat16:
+            return gradient.to(dtype)
+        flat = gradient.reshape(len(gradient), -1)
+        sizes = (len(flat), 1), (1, flat.shape[1])
+        draws = [torch.randint(LOW_BITS, size, generator=self.rng, device=flat.device, dtype=torch.int32) for size in sizes]
+        bits = (draws[0] + draws[1]).bitwise_and_(LOW_BITS - 1).add_(flat.view(torch.int32)).bitwise_and_(-LOW_BITS)
+        neighbour = bits.view(torch.float32)
+        return torch.where(flat.isnan(), flat, neighbour).to(dtype).view_as(gradient)  # the bits of a NaN may overflow to those of 0
 
     def logged(self) -> dict[str, Tensor]:
         """After the backward: what else there is to see of this step, scalars or one value for each tap, on the device."""

@@ -37,19 +37,18 @@ class VCL(Regularizer):
         n = min(self.samples, len(out.batch.x) // 2)
         if n < 2:
             return None
-        parts = [z[: 2 * n].detach().requires_grad_() for z in out.preactivations]
+        parts = [z[: 2 * n].detach().float().requires_grad_() for z in out.preactivations]
         for z, part in zip(out.preactivations, parts, strict=True):
-            z.register_hook(partial(joined, part))
-        layers = [vcl(part[:n].float(), part[n:].float(), beta) for part, beta in zip(parts, self.beta, strict=True)]
+            z.register_hook(partial(self.joined, part))
+        layers = [vcl(part[:n], part[n:], beta) for part, beta in zip(parts, self.beta, strict=True)]
         return self.weight * torch.stack(layers).sum()
 
-
-def joined(part: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of a batch, and in its first samples that of the penalty, which is there: autograd starts with what came last."""
-    assert part.grad is not None
-    gradient = gradient.clone()
-    gradient[: len(part)] += part.grad
-    return gradient
+    def joined(self, part: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of a batch plus, in its first samples, that of the penalty, which autograd has found before."""
+        assert part.grad is not None
+        gradient, n = gradient.clone(), len(part)
+        gradient[:n] = self.rounded(gradient[:n].float() + part.grad, gradient.dtype)
+        return gradient
 
 
 def vcl(a: Tensor, b: Tensor, beta: Tensor) -> Tensor:

@@ -24,10 +24,10 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Recording without a GPU: a replay runs the recorded work again. Gives, for each recording, how many samples each replay saw."""
     seen: list[list[int]] = []
 
-    def record(work: Callable[[], None], rngs: object) -> Callable[[], None]:
+    def record(work: Callable[[], None], rngs: object, pool: object) -> tuple[Callable[[], None], str]:
         seen.append([])
         mine = seen[-1]
-        return lambda: (work(), mine.append(1))[0]
+        return lambda: (work(), mine.append(1))[0], "pool"
 
     monkeypatch.setattr(graph, "record", record)
     monkeypatch.setattr(graph, "aside", lambda work: work())
@@ -95,7 +95,7 @@ def test_samples_are_copied_to_where_the_recording_reads_them() -> None:
     seen: list[list[int]] = []
     step = Replayed(lambda *samples: seen.append([int(one[0]) for one in samples]), [])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph, "record", lambda work, rngs: work)
+        patch.setattr(graph, "record", lambda work, rngs, pool: (work, pool))
         patch.setattr(graph, "aside", lambda work: work())
         for number in range(6):
             step(None, torch.full((2,), number), torch.full((2,), 10 * number))

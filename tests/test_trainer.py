@@ -253,7 +253,7 @@ def test_first_epoch_has_the_numbers_it_always_had(norm: str, wanted: float) -> 
     made = make_trainer(config(f"norm={norm}", "batch_size=50", "profile.train=null", "profile.test=100"))
     made.net.double()  # so that another CPU's rounding does not show; in float32, BN moves it in the third digit
     forward = made.forward
-    made.forward = lambda batch: forward(replace(batch, x=batch.x.double()))  # type: ignore[method-assign]
+    made.forward = lambda batch, *taps: forward(replace(batch, x=batch.x.double()), *taps)  # type: ignore[method-assign]
     made.train_epoch()
     assert made.rows[0]["train/ce"] == pytest.approx(wanted, abs=1e-4)
 
@@ -405,7 +405,7 @@ def test_compiled_is_eager_within_rounding(tmp_path: Path, monkeypatch: pytest.M
     eager, compiled = train(*words, epochs=1), trainer(*words, "compile=true")
     seen: list[int] = []
     method = compiled.regularizers["itdm_c"]
-    penalty = method.penalty
+    compiled.read, penalty = [True, False], method.penalty  # as for a method that reads activations
 
     def counted(out: Pass, other: Pass | None) -> Tensor | None:
         seen.append(len(out.activations))

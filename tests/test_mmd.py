@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from regularizers.mmd import MULTIPLIERS, classwise_mmd, mmd
+from regularizers.mmd import MULTIPLIERS, _sorted_median, classwise_mmd, mmd
 
 torch.set_num_threads(1)
 ONE = (1.0,)
@@ -399,6 +399,25 @@ def test_no_loop_over_classes_and_no_wait_for_the_device(bandwidth: str | float,
     assert few.names == many.names
     assert 50 < len(many.kernels) <= most  # forward and backward; views cost a GPU nothing
     assert many.waits == []
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 7, 900])
+def test_the_median_for_a_gpu_is_torch_s(pairs: int) -> None:
+    """Of rows with any number of nans, one with nothing else, and with repeated values."""
+    x = torch.randn(pairs + 1, pairs, generator=Generator().manual_seed(pairs)).mul(4).round()
+    x[torch.arange(pairs + 1)[:, None] > torch.arange(pairs).flip(0)] = torch.nan
+    wanted = x.nanmedian(1).values
+    assert wanted[-1].isnan() and not wanted[0].isnan()
+    torch.testing.assert_close(_sorted_median(x), wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_bound_by_the_batch_changes_no_value() -> None:
+    """What is taken on a GPU, where counting the classes' samples would make the host wait."""
+    x, y = (torch.randn(12, 5, generator=Generator().manual_seed(seed), dtype=torch.float64) for seed in (1, 2))
+    labels_x, labels_y = torch.tensor([0, 0, 0, 1, 1, 2] * 2), torch.tensor([0, 1, 1, 1, 3, 3] * 2)
+    counted = classwise_mmd(x, y, labels_x, labels_y, 4)
+    torch.testing.assert_close(classwise_mmd(x, y, labels_x, labels_y, 4, per_class=12), counted)
+    assert counted.tolist()[2:] == [0, 0] and (counted[:2] > 0).all()
 
 
 def test_waits_are_seen() -> None:

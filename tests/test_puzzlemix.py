@@ -20,7 +20,7 @@ from data.bundle import Batch
 from experiments.config import ConfigError
 from experiments.loss import bce
 from experiments.provenance import facts
-from experiments.trainer import Trainer
+from experiments.trainer import Diverged, Trainer
 from regularizers.base import Pass
 from regularizers.puzzle_mask import cell, energy, minimum
 from regularizers.puzzlemix import FINEST
@@ -244,6 +244,27 @@ def test_the_loss_is_torchs_bce_of_the_softmax() -> None:
     extreme = torch.tensor([[200.0, 0, 0], [-200, 0, 0]], requires_grad=True)
     bce(extreme, torch.tensor([1, 0])).backward()
     assert extreme.grad.isfinite().all()
+
+
+def test_a_loss_that_is_no_number_is_one() -> None:
+    """torch's own refuses such probabilities as out of range: the run would fail where it diverged."""
+    logits = torch.tensor([[1.0, 2.0], [math.nan, 0.0]], requires_grad=True)
+    assert bce(logits, torch.tensor([0, 1])).isnan()
+    with pytest.raises(RuntimeError, match="between 0 and 1"):
+        F.binary_cross_entropy(logits.softmax(1), F.one_hot(torch.tensor([0, 1])).float())
+    made = trainer("loss=bce", "optim.lr=1e30")
+    with pytest.raises(Diverged, match=r"train/bce is (nan|inf)"):
+        for _ in range(2):
+            made.train_epoch()
+
+
+def test_torch_s_own_bits_where_the_loss_is_a_number() -> None:
+    logits = torch.randn(20, 7, generator=torch.Generator().manual_seed(0))
+    target = torch.randn(20, 7, generator=torch.Generator().manual_seed(1)).softmax(1)
+    leaves = [logits.clone().requires_grad_() for _ in range(2)]
+    losses = bce(leaves[0], target), F.binary_cross_entropy(leaves[1].softmax(1).clamp(max=1), target)
+    one, other = (torch.autograd.grad(loss, leaf)[0] for loss, leaf in zip(losses, leaves, strict=True))
+    assert torch.equal(losses[0], losses[1]) and torch.equal(one, other)
 
 
 @pytest.mark.parametrize("classes", [10, 100])

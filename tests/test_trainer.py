@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -335,6 +336,33 @@ def test_evaluation_leaves_no_trace(method: str) -> None:
     assert made.evaluate("test") == first and made.evaluate("train") != first
     assert same(before, made.state())
     assert all(module.training for module in made.net.modules()) and not made.activations
+
+
+@pytest.mark.parametrize(("method", "read"), [("vanilla", (0, 0)), ("per", (3, 0)), ("vcl", (0, 3)), ("itdm_c", (0, 0))])
+@pytest.mark.parametrize("probe", ["none", "covariate_shift"])
+def test_memory_holds_the_activations_that_are_read_alone(method: str, read: tuple[int, int], probe: str) -> None:
+    """In training what a method reads; in evaluation none, which for a deep network and a thousand images would be gigabytes."""
+    made = trainer(f"method={method}", *([] if probe == "none" else [f"probe={probe}"]))
+    held: list[tuple[int, int]] = []
+    made.net.classifier.register_forward_hook(lambda *_: held.append((len(made.activations), len(made.preactivations))))
+    samples = next(iter(made.samples()))
+    made.take_step(*samples)
+    assert held == [read] * len(samples)
+    held.clear()
+    made.evaluate("test")
+    assert held == [(0, 0)]
+    batch = next(iter(made.bundle.batches("test", 5)))
+    assert len(made.forward(batch, preactivations=True).preactivations) == 3
+    with pytest.raises(AttributeError, match="`activations = True`"):
+        list(made.forward(batch).activations)
+
+
+def test_deterministic_kernels_of_matrix_products_and_recurrent_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one value that cuBLAS and cuDNN's recurrent layers have in common (torch's notes on randomness, and on nn.LSTM)."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
+    trainer("deterministic=true")
+    assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":16:8"
 
 
 def test_rows_stand_where_the_evaluations_are() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
+from device_steps import CASES, Forbidden, by_name, tensors, waits
 from nets import IMAGE, TEXT, composed, small
 from test_trainer import COMPOSED, data_home, same, train, trainer
+from torch import Generator, Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from experiments import graph
 from experiments.graph import WARM_UP, Replayed
@@ -19,19 +25,75 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 PARTIAL = ["batch_size=30", "epochs=3", "schedule.at=[1,2]"]  # 100 samples: three full batches and a smaller one
 
 
+class Recorder:
+    """Stands in for `graph.record`: a replay runs the recorded work again, and must do what the first run did.
+
+    That is the same operations on tensors of the same shapes, with the same numbers, reading what was there before from the same memory.
+    In neither the host may read from the device or send it a constant, and who draws must ask a registered generator, or torch's own.
+    All recordings share the memory of the first one.
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []  # of each recording, a 1 for each replay
+        self.pool: object = None
+
+    def __call__(self, work: Callable[[], None], rngs: Iterable[Generator], pool: object) -> tuple[Callable[[], None], object]:
+        assert pool is self.pool, "a recording has memory of its own"
+        self.pool = pool or object()
+        mine: list[int] = []
+        self.seen.append(mine)
+        known, recorded = list(rngs), []
+
+        def replay() -> None:
+            run = Run(known)
+            with run:
+                work()
+            if not mine:
+                recorded.extend(run.calls)
+            for number, (first, now) in enumerate(itertools.zip_longest(recorded, run.calls)):
+                if first != now:
+                    raise Forbidden(f"operation {number} of the replay is {now}; recorded was {first}")
+            mine.append(1)
+
+        return replay, self.pool
+
+
+class Run(TorchDispatchMode):
+    """What is sent to the device: of each operation the name, the tensors' shapes, types and places, and the numbers."""
+
+    def __init__(self, rngs: list[Generator]) -> None:
+        super().__init__()
+        self.rngs, self.calls = {one._cdata for one in rngs}, []  # by address: what is handed in here is another wrapper
+        self.made: set[int] = set()  # memory, whose place may be another one each time
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = by_name(func, args, kwargs)
+        if (fault := waits(func, given)) is not None:
+            raise Forbidden(f"{func}: {fault}")
+        plain = []
+        for one in tree_leaves(given):
+            if isinstance(one, Generator) and one._cdata not in self.rngs:
+                raise Forbidden(f"{func}: the generator is not registered")
+            if isinstance(one, Tensor):
+                place = one.untyped_storage().data_ptr()
+                plain.append((one.shape, one.dtype, None if place in self.made else place))
+            elif not isinstance(one, Generator):
+                plain.append(repr(one))
+        if func.namespace != "profiler":
+            self.calls.append((str(func), *plain))
+        result = func(*args, **(kwargs or {}))
+        before = {one.untyped_storage().data_ptr() for one in tensors(given)}
+        self.made |= {one.untyped_storage().data_ptr() for one in tensors(result)} - before
+        return result
+
+
 @pytest.fixture
 def recordings(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Recording without a GPU: a replay runs the recorded work again. Gives, for each recording, how many samples each replay saw."""
-    seen: list[list[int]] = []
-
-    def record(work: Callable[[], None], rngs: object, pool: object) -> tuple[Callable[[], None], str]:
-        seen.append([])
-        mine = seen[-1]
-        return lambda: (work(), mine.append(1))[0], "pool"
-
-    monkeypatch.setattr(graph, "record", record)
+    """Recording without a GPU. Gives, for each recording, how many samples each replay saw."""
+    recorder = Recorder()
+    monkeypatch.setattr(graph, "record", recorder)
     monkeypatch.setattr(graph, "aside", lambda work: work())
-    return seen
+    return recorder.seen
 
 
 def replayed(*overrides: str) -> Trainer:
@@ -102,6 +164,66 @@ def test_samples_are_copied_to_where_the_recording_reads_them() -> None:
         step(None, torch.full((1,), 7), torch.full((1,), 70))
         step(None, torch.full((2,), 8), torch.full((2,), 80))
     assert seen == [[number, 10 * number] for number in (0, 1, 2, 3, 4, 5, 7, 8)]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case != "itdm_c, unbalanced"]
+)  # which counts its classes on a CPU, and there alone
+def test_every_step_can_be_recorded(case: str, recordings: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "WARM_UP", 1)
+    words = [*CASES[case], "epochs=3", "schedule.at=[1,2]"]
+    made = replayed(*words)
+    for _ in range(3):
+        made.train_epoch()
+    eager = train(*words, epochs=3).state()
+    assert recordings and max(map(len, recordings)) > 1
+    assert all(same(made.state()[part], eager[part]) for part in ("net", "methods", "optimizer", "rngs", "rows"))
+
+
+# What the stand-in is for, it sees
+
+kept, other, drawn = torch.zeros(3), [torch.zeros(3), torch.ones(3)], torch.Generator()
+turn = itertools.count()
+FAULTS: dict[str, tuple[Callable[[Tensor], object], str]] = {
+    "a host read": (lambda x: kept.add_(float(x.sum())), "_local_scalar_dense.default: the host waits"),
+    "a mask": (lambda x: x[x > 0], "index.Tensor: the host waits"),
+    "a constant": (lambda x: x * torch.tensor(2), "lift_fresh.default: a constant comes from the host"),
+    "another branch": (lambda x: x + x if next(turn) % 2 else x * x, "operation 0 of the replay is"),
+    "another shape": (lambda x: kept.new_zeros(1 + next(turn)), "operation 0 of the replay is"),
+    "another type": (lambda x: x.to([torch.float16, torch.float64][next(turn) % 2]), "operation 0 of the replay is"),
+    "another number": (lambda x: kept.add_(next(turn)), "operation 0 of the replay is"),
+    "another place": (lambda x: other[next(turn) % 2].add_(1), "operation 0 of the replay is"),
+    "more": (lambda x: [kept.add_(1) for _ in range(next(turn))], "operation [0-9]+ of the replay is"),
+    "a generator of its own": (lambda x: kept.normal_(generator=drawn), "normal_.default: the generator is not registered"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_recording_forbids_is_seen(fault: str, recordings: list[list[int]]) -> None:
+    work, said = FAULTS[fault]
+    step = Replayed(work, [])
+    with pytest.raises(Forbidden, match=said):
+        for _ in range(WARM_UP + 2):
+            step(None, torch.arange(3))
+
+
+def test_registered_generators_may_be_drawn_from(recordings: list[list[int]]) -> None:
+    step = Replayed(lambda x: kept.normal_(generator=drawn).add_(torch.rand(3)), [drawn])
+    for _ in range(WARM_UP + 2):
+        step(None, torch.arange(3))
+    assert recordings == [[1, 1]]
+
+
+def test_a_recording_with_memory_of_its_own_is_seen(recordings: list[list[int]]) -> None:
+    step = Replayed(lambda x: x + x, [])
+    for _ in range(WARM_UP + 1):
+        step(0, torch.arange(3))
+        step(1, torch.arange(3))
+    assert len(recordings) == 2
+    step.pool = None
+    with pytest.raises(AssertionError, match="memory of its own"):
+        for _ in range(WARM_UP + 1):
+            step(2, torch.arange(3))
 
 
 # On a GPU

@@ -171,10 +171,12 @@ def matching(cfg: DictConfig, loop: bool) -> Side:
     return Side(step, device)
 
 
-def convolution(batch: int, channels: int, size: int, device: torch.device) -> tuple[Side, float]:
-    """A bf16 3x3 convolution on [batch, channels, size, size], channels_last, as many channels out; and its GFLOP."""
-    options = {"dtype": torch.bfloat16, "device": device}
+def convolution(
+    batch: int, channels: int, size: int, device: torch.device, dtype: torch.dtype = torch.bfloat16, tf32: bool = False
+) -> tuple[Side, float]:
+    """A 3x3 convolution on [batch, channels, size, size], channels_last, as many channels out; and its GFLOP."""
+    options = {"dtype": dtype, "device": device}
     x = torch.randn(batch, channels, size, size, **options).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weight = torch.randn(channels, channels, 3, 3, **options).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     work = torch.no_grad()(lambda: nn.functional.conv2d(x, weight, padding=1))
-    return Side(work, device), 2 * 9 * batch * channels**2 * size**2 / 1e9
+    return Side(work, device, tf32), 2 * 9 * batch * channels**2 * size**2 / 1e9

@@ -1,0 +1,1 @@
+"""Whether this machine trains right, how fast it is, and what the papers' tables would take on it."""

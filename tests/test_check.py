@@ -1,0 +1,201 @@
+"""The check of a machine: that it sees what is wrong, that nothing stops it, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_trainer import data_home
+from torch import Generator, Tensor
+
+from experiments.check import __main__ as command
+from experiments.check import processes, rates, training
+from experiments.check.draws import DrawnOnCPU
+from experiments.check.training import Result
+from experiments.config import ConfigError
+from experiments.trainer import Trainer
+
+__all__ = ["data_home"]  # a fixture
+SOME = ["itdm_c", "puzzlemix", "per", "lstm, stepped"]
+
+
+# The same random numbers on two devices
+
+
+def test_draws_are_those_of_the_cpu() -> None:
+    """Also in place, from a tensor of parameters, into a batch of torch's own, and with a generator given by position."""
+
+    def drawn(rng: Generator) -> list[Tensor]:
+        made = [torch.rand(3, generator=rng), torch.randperm(5, generator=rng), torch.randint(9, (4,), generator=rng)]
+        made += [torch.empty(20).normal_(generator=rng), torch.empty(3).bernoulli_(0.5, generator=rng)]
+        return [*made, torch._standard_gamma(torch.full((2,), 0.5), generator=rng)]
+
+    plain = drawn(Generator().manual_seed(3))
+    with DrawnOnCPU():
+        found = drawn(Generator().manual_seed(3))
+    assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+
+
+def test_draws_are_copied_to_the_device() -> None:
+    """Here to torch's device without values."""
+    rng = Generator().manual_seed(3)
+    with DrawnOnCPU():
+        made = [torch.rand(3, generator=rng, device="meta"), torch.empty(3, device="meta").normal_(generator=rng)]
+        made += [torch.randperm(4, generator=rng, device="meta"), torch.empty(2, device="meta").bernoulli_(0.5)]
+    assert [x.device.type for x in made] == ["meta"] * 4 and [len(x) for x in made] == [3, 3, 4, 2]
+
+
+# What the checks see
+
+
+@pytest.mark.parametrize("case", SOME)
+@pytest.mark.parametrize("check", [training.fp32_as_on_the_cpu, training.last_batch, training.resumes, training.learns_in_bf16])
+def test_checks_pass_here(check: Any, case: str) -> None:
+    assert check(case, "cpu").ok
+
+
+def test_every_method_is_a_case_and_trains() -> None:
+    for case in training.cases("cpu"):
+        made = training.trained(training.config(case, "cpu"), 1)
+        assert made.clock == 1 and (case in made.regularizers or case in (*training.MORE, "vanilla"))
+
+
+def test_a_device_that_computes_otherwise_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that uses TF32 where it must not would: the difference is of a thousandth."""
+    plain = Trainer.forward
+
+    def rounded(self: Trainer, batch: Any, *taps: bool) -> Any:
+        if torch.backends.mkldnn.enabled:  # the side that is tried
+            with torch.no_grad():
+                for p in self.net.parameters():
+                    p.copy_((p.view(torch.int32) & -(1 << 14)).view(torch.float32))
+        return plain(self, batch, *taps)
+
+    monkeypatch.setattr(Trainer, "forward", rounded)
+    found = training.fp32_as_on_the_cpu("no norm", "cpu")
+    assert not found.ok and found.figures["median"] > training.TOLERANCE
+
+
+def test_a_resume_that_forgets_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Trainer.state
+    monkeypatch.setattr(Trainer, "state", lambda self: plain(self) | {"optimizer": self.optimizer.state_dict() | {"state": {}}})
+    found = training.resumes("vanilla", "cpu")
+    assert not found.ok and "between weights" in found.text
+
+
+def test_a_network_that_does_not_learn_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "train_step", lambda self, batch, second: None)
+    assert not training.learns_in_bf16("vanilla", "cpu").ok and not training.learns_in_bf16("lstm, fused", "cpu").ok
+
+
+def test_runs_side_by_side_have_their_numbers() -> None:
+    assert training.side_by_side("", "cpu").ok
+
+
+@pytest.mark.parametrize(("error", "ok"), [(torch.OutOfMemoryError("CUDA out of memory"), True), (RuntimeError("device lost"), False)])
+def test_what_fails_beside_a_run_must_be_the_memory(monkeypatch: pytest.MonkeyPatch, error: Exception, ok: bool) -> None:
+    def apart(task: Any, cfg: Any) -> None:
+        if task is training.exhaust:
+            raise error
+
+    class Found:
+        def metrics(self) -> list[dict[str, float]]:
+            return [{"test/ce": 1.0}]
+
+    monkeypatch.setattr(training, "apart", apart)
+    monkeypatch.setattr(training.store, "find", lambda root, ids: {identity: Found() for identity in ids})
+    found = training.out_of_memory("", "cpu")
+    assert found.ok is ok and type(error).__name__ in found.text
+
+
+# Processes
+
+
+def some(case: str, device: str) -> Result:
+    """A check that does what its case says."""
+    if case == "raise":
+        raise ValueError("no such thing\nat all")
+    if case == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if case == "hang":
+        time.sleep(600)
+    print("not for the reader")
+    return Result(True, f"{case} in {os.getpid()}", {})
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_fails_stops_no_other(device: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A process goes on after an error on a CPU; on a GPU, which may be lost to it, and after a kill, there is another."""
+    cases = ["a", "raise", "b", "die", "c"]
+    found = dict(processes.results(some, cases, device, time.monotonic() + 600))
+    assert list(found) == cases
+    assert [one is not None and one.ok for one in found.values()] == [True, False, True, False, True]
+    assert found["raise"] is not None and found["raise"].text.startswith("ValueError: no such thing (")
+    assert found["die"] is not None and found["die"].text == "killed by SIGKILL"
+    pids = [found[case].text.split()[-1] for case in "abc"]  # type: ignore[union-attr]
+    assert len({*pids}) == (2 if device == "cpu" else 3)
+    assert "reader" not in capfd.readouterr().out
+
+
+def test_what_takes_longer_than_the_budget_is_ended() -> None:
+    assert list(processes.results(some, ["hang", "a"], "cpu", time.monotonic() + 2)) == [("hang", None), ("a", None)]
+    assert list(processes.results(some, ["a"], "cpu", time.monotonic())) == [("a", None)]
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["fp23"], "check: fp23 is not allowed; parts: fp32, bf16"),
+        (["budget=soon"], "budget: soon is not allowed"),
+        (["budget=0"], "budget: 0 is not allowed"),
+        (["steps=3"], "steps: there is no such key; allowed: budget, device, out"),
+        (["device=tpu"], "runtime.device: tpu is not allowed"),
+        *([] if torch.cuda.is_available() else [(["device=cuda"], "runtime.device: cuda was asked for, and torch finds no GPU")]),
+    ],
+)
+def test_bad_words_are_refused(words: list[str], says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says.replace(".", r"\.")):
+        command.check([*words, f"out={tmp_path / 'check.json'}"])
+    assert not (tmp_path / "check.json").exists()
+
+
+def test_table_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def found(check: Any, cases: list[str], device: str, until: float) -> Any:
+        for case in cases:
+            if check is rates.rate:
+                yield case, Result(None, "1 s", {"seconds": 1e-5, "flops": 1e12})
+            elif case == "vcl":
+                yield case, None
+            else:
+                yield case, Result(case != "mixup", f"text of {case}", {"gap": 0.5})
+
+    monkeypatch.setattr(processes, "results", found)
+    assert not command.check(["fp32", "graph", "rates", "device=cpu", f"out={tmp_path / 'check.json'}"])
+    shown, count = capsys.readouterr(), len(training.cases("cpu"))
+    assert f"fp32 as on the CPU         {count - 2} of {count - 1}  Twenty updates" in shown.out
+    assert "fp32 as on the CPU, mixup  FAILED    text of mixup" in shown.out and "no time was left for vcl" in shown.out
+    assert "needs a GPU" in shown.out and f"1 of {count - 1} checks FAILED" in shown.out and "launches" in shown.out
+    assert "fp32 as on the CPU, cutmix: ok, text of cutmix" in shown.err
+    kept = json.loads((tmp_path / "check.json").read_text())
+    assert {"device", "torch", "commit"} <= {*kept["machine"]} and len(kept["checks"]) == count + 1 + len(rates.cases("cpu"))
+    assert {"part": "fp32 as on the CPU", "case": "mixup", "ok": False, "text": "text of mixup", "figures": {"gap": 0.5}} in kept["checks"]
+
+
+def test_the_command_itself(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "experiments.check"]
+    done = subprocess.run([*words, "last", "budget=60", f"out={tmp_path}/deep/check.json"], capture_output=True, text=True)
+    assert done.returncode == 0 and "checks passed" in done.stdout and (tmp_path / "deep/check.json").exists(), done.stderr
+    refused = subprocess.run([*words, "budget=x"], capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.startswith("retable: budget: x") and not refused.stdout
+    assert "Without a PART" in subprocess.run([*words, "--help"], capture_output=True, text=True).stdout

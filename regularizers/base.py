@@ -12,7 +12,6 @@ from torch import Generator, Tensor, nn
 from data.bundle import Batch
 from models.net import Net, Unrecorded
 
-
 LOW_BITS = 1 << 16  # a bfloat16 is the upper half of a float32
 
 

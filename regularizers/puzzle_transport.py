@@ -18,13 +18,14 @@ def assignment(mask: Tensor, saliency: Tensor, xi: float) -> tuple[Tensor, Tenso
     square = ((at[:, None] - at) / max(1, side - 1)) ** 2
     distance = (square[:, None, :, None] + square[None, :, None, :]).view(side**2, side**2)
     cost = xi * distance - saliency.flatten(1)[:, :, None] * (mask.flatten(1) > 0)[:, None]  # [N, cells, places]
-    cells = torch.arange(side**2, device=device).expand(len(mask), -1)
-    nobody = torch.full_like(cells, side**2)
+    places = torch.arange(side**2, device=device)
     for _ in range(side):
         least, place = cost.min(2)
-        cheapest = torch.full_like(least, torch.inf).scatter_reduce(1, place, least, "amin").gather(1, place)
-        winner = nobody.scatter_reduce(1, place, torch.where(least == cheapest, cells, side**2), "amin")
-        lost = winner.gather(1, place) != cells
+        came = place[:, :, None] == places  # [N, cells, places]; compared in full: scatter_reduce has no deterministic form on a GPU
+        asked = torch.where(came, least[:, :, None], torch.inf)
+        first = torch.where(came & (asked == asked.amin(1, keepdim=True)), places[:, None], side**2)
+        winner = first.amin(1)
+        lost = winner.gather(1, place) != places
         cost.scatter_add_(2, place[..., None], lost.to(cost.dtype)[..., None])
     return winner.clamp(max=side**2 - 1), winner < side**2
 

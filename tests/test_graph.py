@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import pytest
 import torch
-from device_steps import CASES, Forbidden, by_name, tensors, waits
+from device_steps import CASES, FEW, Forbidden, Run
 from nets import IMAGE, TEXT, composed, small
 from test_trainer import COMPOSED, data_home, same, train, trainer
 from torch import Generator, Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from experiments import graph
 from experiments.graph import WARM_UP, Replayed
@@ -22,15 +19,17 @@ from experiments.trainer import Trainer
 __all__ = ["data_home"]  # a fixture
 BOTH = [(model, method) for model in (*IMAGE, *TEXT) for method in ("vanilla", composed(model))]
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+RECORDED = [case for case in CASES if case != "itdm_c, unbalanced"]  # which counts its classes on a CPU, and there alone
 PARTIAL = ["batch_size=30", "epochs=3", "schedule.at=[1,2]"]  # 100 samples: three full batches and a smaller one
 
 
 class Recorder:
-    """Stands in for `graph.record`: a replay runs the recorded work again, and must do what the first run did.
+    """Stands in for `graph.record` where there is no GPU: a replay runs the recorded work.
 
-    That is the same operations on tensors of the same shapes, with the same numbers, reading what was there before from the same memory.
-    In neither the host may read from the device or send it a constant, and who draws must ask a registered generator, or torch's own.
-    All recordings share the memory of the first one.
+    It must send to the device what the first one sent, which follows the recording at once, and stands for it: the same operations on
+    tensors of the same shapes, with the same numbers, reading what was there before from the same memory. The host must not read from
+    the device, nor send it a constant; draws must be of a registered generator, or torch's own. All recordings share the memory of the
+    first one.
     """
 
     def __init__(self) -> None:
@@ -45,8 +44,7 @@ class Recorder:
         known, recorded = list(rngs), []
 
         def replay() -> None:
-            run = Run(known)
-            with run:
+            with Run(known) as run:
                 work()
             if not mine:
                 recorded.extend(run.calls)
@@ -56,35 +54,6 @@ class Recorder:
             mine.append(1)
 
         return replay, self.pool
-
-
-class Run(TorchDispatchMode):
-    """What is sent to the device: of each operation the name, the tensors' shapes, types and places, and the numbers."""
-
-    def __init__(self, rngs: list[Generator]) -> None:
-        super().__init__()
-        self.rngs, self.calls = {one._cdata for one in rngs}, []  # by address: what is handed in here is another wrapper
-        self.made: set[int] = set()  # memory, whose place may be another one each time
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = by_name(func, args, kwargs)
-        if (fault := waits(func, given)) is not None:
-            raise Forbidden(f"{func}: {fault}")
-        plain = []
-        for one in tree_leaves(given):
-            if isinstance(one, Generator) and one._cdata not in self.rngs:
-                raise Forbidden(f"{func}: the generator is not registered")
-            if isinstance(one, Tensor):
-                place = one.untyped_storage().data_ptr()
-                plain.append((one.shape, one.dtype, None if place in self.made else place))
-            elif not isinstance(one, Generator):
-                plain.append(repr(one))
-        if func.namespace != "profiler":
-            self.calls.append((str(func), *plain))
-        result = func(*args, **(kwargs or {}))
-        before = {one.untyped_storage().data_ptr() for one in tensors(given)}
-        self.made |= {one.untyped_storage().data_ptr() for one in tensors(result)} - before
-        return result
 
 
 @pytest.fixture
@@ -116,7 +85,7 @@ def test_replayed_steps_are_the_steps(method: str, recordings: list[list[int]]) 
 def test_each_branch_is_recorded(method: str, branches: int, recordings: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     """LaMix's clean and mixed batches, PuzzleMix's grids: two of them, on digits. What is replayed is what was chosen."""
     monkeypatch.setattr(graph, "WARM_UP", 1)
-    words = [f"method={method}", "batch_size=10", "epochs=4", "schedule.at=[2,3]"]
+    words = [f"method={method}", *FEW.get(method, []), "batch_size=10", "epochs=4", "schedule.at=[2,3]"]
     made = replayed(*words)
     for _ in range(4):
         made.train_epoch()
@@ -166,16 +135,16 @@ def test_samples_are_copied_to_where_the_recording_reads_them() -> None:
     assert seen == [[number, 10 * number] for number in (0, 1, 2, 3, 4, 5, 7, 8)]
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case != "itdm_c, unbalanced"]
-)  # which counts its classes on a CPU, and there alone
+@pytest.mark.parametrize("case", RECORDED)
 def test_every_step_can_be_recorded(case: str, recordings: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps of models, of which some take long; six of methods, which may take turns."""
     monkeypatch.setattr(graph, "WARM_UP", 1)
-    words = [*CASES[case], "epochs=3", "schedule.at=[1,2]"]
+    epochs = 2 if case in IMAGE else 3
+    words = [*CASES[case], f"epochs={epochs}", f"evaluate.every={epochs}", *(["profile.steps=3"] if case in IMAGE else [])]
     made = replayed(*words)
-    for _ in range(3):
+    for _ in range(epochs):
         made.train_epoch()
-    eager = train(*words, epochs=3).state()
+    eager = train(*words, epochs=epochs).state()
     assert recordings and max(map(len, recordings)) > 1
     assert all(same(made.state()[part], eager[part]) for part in ("net", "methods", "optimizer", "rngs", "rows"))
 
@@ -192,7 +161,7 @@ FAULTS: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "another shape": (lambda x: kept.new_zeros(1 + next(turn)), "operation 0 of the replay is"),
     "another type": (lambda x: x.to([torch.float16, torch.float64][next(turn) % 2]), "operation 0 of the replay is"),
     "another number": (lambda x: kept.add_(next(turn)), "operation 0 of the replay is"),
-    "another place": (lambda x: other[next(turn) % 2].add_(1), "operation 0 of the replay is"),
+    "other memory": (lambda x: other[next(turn) % 2].add_(1), "operation 0 of the replay is"),
     "more": (lambda x: [kept.add_(1) for _ in range(next(turn))], "operation [0-9]+ of the replay is"),
     "a generator of its own": (lambda x: kept.normal_(generator=drawn), "normal_.default: the generator is not registered"),
 }

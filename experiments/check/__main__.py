@@ -154,7 +154,7 @@ def hours(lines: list[dict[str, Any]], until: float) -> list[dict[str, Any]]:
         return []
     replay = figures["replays"]["seconds"] if figures.get("replays") else None
     found = papers.hours(papers.Rates(flops, figures["launches"]["seconds"], replay), lambda: time.monotonic() < until)
-    return found.reset_index().to_dict("records")
+    return found.to_dict("records")
 
 
 def table(lines: list[dict[str, Any]], papers: list[dict[str, Any]]) -> str:
@@ -172,11 +172,18 @@ def table(lines: list[dict[str, Any]], papers: list[dict[str, Any]]) -> str:
         rows += [[each["case"] or title, "", each["text"]] for each in mine if each["ok"] is None and each["text"] != "no time was left"]
         if skipped := [each["case"] for each in mine if each["text"] == "no time was left"]:
             rows.append([title, "", f"no time was left for {', '.join(skipped)}"])
-    rows += [
-        [f"paper {each.pop('paper')}", "", ", ".join(f"{name} {value}" for name, value in each.items() if value)]
-        for each in map(dict, papers)
-    ]
+    rows += [[f"tables of {each['paper']}", "", estimate(each)] for each in papers]
     return tabulate(rows, ["check", "passed", "what"], tablefmt="simple", maxcolwidths=[None, None, 100])
+
+
+def estimate(paper: dict[str, Any]) -> str:
+    """What a paper's tables take, in words."""
+    if not paper["runs"]:
+        return "no time was left to estimate them"
+    text = f"about {paper['hours']:,.1f} hours, one run after another: {paper['runs']:,} runs, {paper['steps']:,} steps"
+    if "hours bf16 graph" in paper:
+        text += f"; {paper['hours bf16 graph']:,.1f} with precision=bf16 step=graph"
+    return text + (f"; not counted: {paper['left out']}" if paper["left out"] else "")
 
 
 def main() -> None:

@@ -99,7 +99,7 @@ def hours(rates: Rates, until: Callable[[], bool]) -> pd.DataFrame:
     for paper, names in left.items():
         mine, every = runs[runs["paper"] == paper], sum(paper == other for other, _ in parts)
         row = {"paper": paper, "tables": f"{every - len(names)} of {every}", "runs": len(mine)}
-        rows.append(row | {column: mine[column].sum() for column in columns[2:]} | {"left out": ", ".join(names)})
+        rows.append(row | {column: mine[column].sum() for column in columns[2:]} | {"left out": ", ".join(sorted(names))})
     return pd.DataFrame(rows)
 
 

@@ -32,12 +32,18 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     A table has many runs of the same groups, and choosing groups is what takes time: it is done once for them.
     """
     loader = GlobalHydra.instance().config_loader()
-    groups = {*loader.list_groups("")}
-    parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+    groups, parser = _parser(loader)
+    parsed = parser.parse_overrides(list(overrides))
     cfg = _chosen(loader, tuple(str(each.input_line) for each in parsed if each.key_or_group in groups)).copy()
     ConfigLoaderImpl._apply_overrides_to_config([each for each in parsed if each.key_or_group not in groups], cfg)
     OmegaConf.resolve(cfg)
     return cfg
+
+
+@lru_cache(maxsize=1)
+def _parser(loader: ConfigLoader) -> tuple[set[str], OverridesParser]:
+    """The names of all groups, and what reads overrides."""
+    return {*loader.list_groups("")}, OverridesParser.create(loader)
 
 
 @lru_cache(maxsize=1024)

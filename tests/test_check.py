@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from test_trainer import data_home
 from torch import Generator, Tensor
 
 from experiments.check import __main__ as command
-from experiments.check import processes, rates, training
+from experiments.check import papers, processes, rates, training
 from experiments.check.draws import DrawnOnCPU
 from experiments.check.training import Result
 from experiments.config import ConfigError
@@ -94,10 +95,6 @@ def test_a_resume_that_forgets_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_network_that_does_not_learn_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "train_step", lambda self, batch, second: None)
     assert not training.learns_in_bf16("vanilla", "cpu").ok and not training.learns_in_bf16("lstm, fused", "cpu").ok
-
-
-def test_runs_side_by_side_have_their_numbers() -> None:
-    assert training.side_by_side("", "cpu").ok
 
 
 @pytest.mark.parametrize(("error", "ok"), [(torch.OutOfMemoryError("CUDA out of memory"), True), (RuntimeError("device lost"), False)])
@@ -180,7 +177,7 @@ def test_table_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
             else:
                 yield case, Result(case != "mixup", f"text of {case}", {"gap": 0.5})
 
-    monkeypatch.setattr(processes, "results", found)
+    monkeypatch.setattr(command, "results", found)
     assert not command.check(["fp32", "graph", "rates", "device=cpu", f"out={tmp_path / 'check.json'}"])
     shown, count = capsys.readouterr(), len(training.cases("cpu"))
     assert f"fp32 as on the CPU         {count - 2} of {count - 1}  Twenty updates" in shown.out
@@ -192,10 +189,48 @@ def test_table_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert {"part": "fp32 as on the CPU", "case": "mixup", "ok": False, "text": "text of mixup", "figures": {"gap": 0.5}} in kept["checks"]
 
 
+def test_a_part_that_raises_is_a_failed_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process too, where a part starts processes of its own."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no pipe")
+
+    monkeypatch.setattr(training, "apart", broken)
+    assert not command.check(["side", "device=cpu", f"out={tmp_path / 'check.json'}"])
+    assert "RuntimeError: no pipe" in capsys.readouterr().out
+
+
+def test_the_tables_hours_follow_from_the_rates(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one table of one paper; `papers` alone measures the rates, which are made up here."""
+    load = papers.Load(10_000, 1e12, 10, 0, 0)
+    runs: list[Any] = [("mine", seed, load, "fp32", False) for seed in range(3)]
+    monkeypatch.setattr(
+        command.ProcessPoolExecutor, "submit", lambda self, work, until: done(papers.Counted({"mine": 2}, {"mine": ["b"]}, runs))
+    )
+    monkeypatch.setattr(
+        command, "results", lambda check, cases, *_: [(case, Result(None, "", {"seconds": 1e-5, "flops": 1e12})) for case in cases]
+    )
+    assert command.check(["papers", "device=cpu", f"out={tmp_path / 'check.json'}"])
+    shown = capsys.readouterr().out
+    assert "tables of mine" in shown and "at least 8.3 hours" in shown and "3 runs, 30,000 steps; not counted: b" in shown
+
+
+def done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
 def test_the_command_itself(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "experiments.check"]
-    done = subprocess.run([*words, "last", "budget=60", f"out={tmp_path}/deep/check.json"], capture_output=True, text=True)
-    assert done.returncode == 0 and "checks passed" in done.stdout and (tmp_path / "deep/check.json").exists(), done.stderr
+    done = subprocess.run([*words, "last", "side", "budget=100", f"out={tmp_path}/deep/check.json"], capture_output=True, text=True)
+    assert (
+        done.returncode == 0
+        and f"all {len(training.cases('cpu')) + 1} checks passed" in done.stdout
+        and (tmp_path / "deep/check.json").exists()
+    ), done.stderr
     refused = subprocess.run([*words, "budget=x"], capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stderr.startswith("retable: budget: x") and not refused.stdout
     assert "Without a PART" in subprocess.run([*words, "--help"], capture_output=True, text=True).stdout

@@ -1,21 +1,25 @@
-"""The check's command line, and the table that it ends with.   python -m experiments.check --help"""
+"""The check's command line: its parts, one after the other.   python -m experiments.check --help"""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from experiments import store
+from experiments.check.processes import context, results, time_left, tried
 from experiments.cli import BAD_INPUT, one_line, stop
-from experiments.config import ConfigError
+from experiments.config import ConfigError, first_line
+
+if TYPE_CHECKING:
+    from experiments.check.papers import Counted
+    from experiments.check.report import Line
+    from experiments.check.training import Result
 
 USAGE = """python -m experiments.check [PART...] [budget=120] [device=auto] [out=runs/check.json]
 
@@ -25,22 +29,27 @@ then the device's rates are measured, and from these follows what the papers' ta
 fp32     updates as on the CPU                  side     two runs side by side: the numbers that each has alone
 bf16     it learns in bf16                      memory   a run beside one that runs out of memory (GPU)
 graph    step=graph is the eager step (GPU)     rates    launches, convolutions, recurrent layers, ResNet-18
-last     an epoch's smaller last batch          papers   the hours of each paper's tables (needs rates)
+last     an epoch's smaller last batch          papers   the hours of each paper's tables (measures rates too)
 resume   a run resumes to the same bits
 
-Without a PART: all, in this order, as far as the budget (seconds) reaches; each case is a line while it runs, and one that fails stops
-no other. Exit code: 0 when nothing failed, 1 when a check failed. The figures of each case go to `out`."""
+Without a PART: all, in this order, as far as the budget (seconds) reaches. A case that fails stops no other. Each is a line on stderr
+while it runs; the table at the end has one for each part, and for each case that failed. The figures of all cases go to `out`.
+Exit code: 0 when nothing failed, 1 when a check failed, 2 for a word that is not known."""
+PARTS = ("fp32", "bf16", "graph", "last", "resume", "side", "memory", "rates", "papers")
 
 
 class Part(NamedTuple):
+    """check: of a case on a device. gpu: it needs one. forks: it starts processes of its own, so that it needs none around it."""
+
     title: str
-    check: Callable[[str, str], Any]
+    check: Callable[[str, str], Result]
     cases: Callable[[str], list[str]]
-    gpu: bool = False  # needs one
+    gpu: bool = False
+    forks: bool = False
 
 
 def parts() -> dict[str, Part]:
-    """Most important first. Imports torch."""
+    """Those of PARTS that have cases. Imports torch."""
     from experiments.check import rates, training
 
     def alone(device: str) -> list[str]:
@@ -52,48 +61,56 @@ def parts() -> dict[str, Part]:
         "graph": Part("step=graph is eager", training.graph_is_eager, training.cases, gpu=True),
         "last": Part("smaller last batch", training.last_batch, training.cases),
         "resume": Part("resumes to the same bits", training.resumes, training.cases),
-        "side": Part("two runs side by side", training.side_by_side, alone),
-        "memory": Part("out of memory in another", training.out_of_memory, alone, gpu=True),
+        "side": Part("two runs side by side", training.side_by_side, alone, forks=True),
+        "memory": Part("out of memory in another", training.out_of_memory, alone, gpu=True, forks=True),
         "rates": Part("rates", rates.rate, rates.cases),
     }
 
 
 def check(arguments: Sequence[str]) -> bool:
     """Run the parts and print the table. Returns whether nothing failed. Raises ConfigError for bad input."""
+    asked, options = split(arguments)
+    until, out = time.monotonic() + int(options["budget"]), Path(options["out"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    context()  # imports what the checks need, while this process does
+    device = place(options["device"])
+
+    from experiments.check import papers, report
+
+    about = report.machine(device)
+    print(f"{about['device']}: {', '.join(f'{name} {value}' for name, value in about.items() if name != 'device')}", file=sys.stderr)
+    lines: list[Line] = []
+    with ProcessPoolExecutor(1, context()) as pool:
+        counting = pool.submit(papers.counted, partial(time_left, until)) if "papers" in asked else None
+        for name, part in parts().items():
+            if part.gpu and device == "cpu" and name in asked:
+                lines.append(report.line(part.title, "", None, "needs a GPU"))
+            elif name in asked or (name == "rates" and counting is not None):
+                if name == "rates" and counting is not None:
+                    wait([counting])  # nothing is timed beside it
+                lines += run(part, device, until)
+        hours = [] if counting is None else estimates(lines, counting)
+    print(report.table(lines, hours, {part.title: (part.check.__doc__ or "").split("\n")[0] for part in parts().values()}))
+    with store.written(out) as file:
+        file.write(json.dumps({"machine": about, "checks": lines, "papers": hours}, indent=1).encode())
+    failed, tried = (sum(each["ok"] in which for each in lines) for which in ([False], [True, False]))
+    print(f"{f'{failed} of {tried} checks FAILED' if failed else f'all {tried} checks passed'}; their figures: {out}")
+    return not failed
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The parts that are asked for, and the options."""
     options = {"budget": "120", "device": "auto", "out": "runs/check.json"}
-    for word in (word for word in arguments if "=" in word):
-        name, _, value = word.partition("=")
+    for name, _, value in (word.partition("=") for word in arguments if "=" in word):
         if name not in options:
             raise ConfigError(f"{name}: there is no such key; allowed: {', '.join(options)}")
         options[name] = value
     if not options["budget"].isdecimal() or not int(options["budget"]):
         raise ConfigError(f"budget: {options['budget']} is not allowed; it must be a whole number of seconds, at least 1")
-    names = ("fp32", "bf16", "graph", "last", "resume", "side", "memory", "rates", "papers")
     asked = [word for word in arguments if "=" not in word]
-    if unknown := [word for word in asked if word not in names]:
-        raise ConfigError(f"check: {unknown[0]} is not allowed; parts: {', '.join(names)} (--help explains)")
-    out = Path(options["out"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-
-    until = time.monotonic() + int(options["budget"])
-    device = place(options["device"])
-    about = machine(device)
-    print(f"{about['device']}: {', '.join(f'{name} {value}' for name, value in about.items() if name != 'device')}", file=sys.stderr)
-    lines: list[dict[str, Any]] = []
-    for name, part in parts().items():
-        wanted = name in asked or not asked or (name == "rates" and "papers" in asked)
-        if wanted and part.gpu and device == "cpu":
-            lines.append(line(part.title, "", None, "needs a GPU"))
-        elif wanted:
-            lines += run(part, device, until)
-    papers = hours(lines, until) if "papers" in asked or not asked else []
-    print(table(lines, papers))
-    with store.written(out) as file:
-        file.write(json.dumps({"machine": about, "checks": lines, "papers": papers}, indent=1).encode())
-    failed = sum(each["ok"] is False for each in lines)
-    tried = sum(each["ok"] is not None for each in lines)
-    print(f"{f'{failed} of {tried} checks FAILED' if failed else f'all {tried} checks passed'}; their figures: {out}")
-    return not failed
+    if unknown := [word for word in asked if word not in PARTS]:
+        raise ConfigError(f"check: {unknown[0]} is not allowed; parts: {', '.join(PARTS)} (--help explains)")
+    return asked or [*PARTS], options
 
 
 def place(asked: str) -> str:
@@ -104,86 +121,33 @@ def place(asked: str) -> str:
     return device(composed([f"runtime.device={asked}"]).runtime)
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
-    import torch
-
-    from experiments.provenance import commit, device_name
-
-    about: dict[str, Any] = {"device": device_name(torch.device(device))}
-    if device != "cpu":
-        about |= {"memory": f"{torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB", "CUDA": torch.version.cuda}
-        about |= {"cuDNN": torch.backends.cudnn.version(), "driver": driver()}
-    return about | {"cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version(), **commit()}
-
-
-def driver() -> str:
-    """The version of NVIDIA's driver."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    if shutil.which(command[0]) is None:
-        return "unknown"
-    return subprocess.run(command, capture_output=True, text=True).stdout.split("\n")[0] or "unknown"
-
-
-def run(part: Part, device: str, until: float) -> list[dict[str, Any]]:
+def run(part: Part, device: str, until: float) -> list[Line]:
     """The lines of a part's cases, each printed when it is there."""
-    from experiments.check.processes import results
+    from experiments.check.report import line
 
+    cases = part.cases(device)
+    found = ((case, tried(part.check, case, device)) for case in cases if time_left(until))
     lines = []
-    for case, result in results(part.check, part.cases(device), device, until):
-        found = line(part.title, case, None, "no time was left") if result is None else line(part.title, case, *result)
-        word = {True: "ok", False: "FAILED", None: "-"}[found["ok"]]
-        print(
-            f"{part.title}{case and ', '}{case}: {'' if found['ok'] is None else f'{word}, '}{found['text']}", file=sys.stderr, flush=True
-        )
-        lines.append(found)
-    return lines
+    for case, result in found if part.forks else results(part.check, cases, device, until):
+        made = line(part.title, case, None, "no time was left") if result is None else line(part.title, case, *result)
+        word = {True: "ok, ", False: "FAILED, ", None: ""}[made["ok"]]
+        print(f"{part.title}{case and ', '}{case}: {word}{made['text']}", file=sys.stderr, flush=True)
+        lines.append(made)
+    return lines or [line(part.title, "", None, "no time was left")]
 
 
-def line(part: str, case: str, ok: bool | None, text: str, figures: dict[str, float] | None = None) -> dict[str, Any]:
-    return {"part": part, "case": case, "ok": ok, "text": text, "figures": figures or {}}
-
-
-def hours(lines: list[dict[str, Any]], until: float) -> list[dict[str, Any]]:
-    """What each paper's tables would take, from the measured rates; nothing where they were not measured."""
+def estimates(lines: list[Line], counting: Future[Counted]) -> list[Line]:
+    """What each paper's tables would take, a line each; nothing where rates are missing or the runs could not be counted."""
     from experiments.check import papers
 
-    figures = {each["case"]: each["figures"] for each in lines if each["part"] == "rates"}
-    flops = {case.split()[1]: found["flops"] for case, found in figures.items() if case.startswith("convolution") and found}
-    if "fp32" not in flops or not figures.get("launches"):
+    figures = {each["case"]: each["figures"] for each in lines if each["part"] == "rates" and each["figures"]}
+    flops = {case.split()[1]: found["flops"] for case, found in figures.items() if case.startswith("convolution")}
+    if error := counting.exception():
+        print(f"tables of the papers: not counted ({type(error).__name__}: {first_line(error)})", file=sys.stderr)
+    if error or "fp32" not in flops or "launches" not in figures:
         return []
-    replay = figures["replays"]["seconds"] if figures.get("replays") else None
-    found = papers.hours(papers.Rates(flops, figures["launches"]["seconds"], replay), lambda: time.monotonic() < until)
-    return found.to_dict("records")
-
-
-def table(lines: list[dict[str, Any]], papers: list[dict[str, Any]]) -> str:
-    """A row for each part with how many of its cases passed, for each case that failed, each rate and each paper."""
-    from tabulate import tabulate
-
-    known = {part.title: (part.check.__doc__ or "").split("\n")[0] for part in parts().values()}
-    rows = []
-    for title in dict.fromkeys(each["part"] for each in lines):
-        mine = [each for each in lines if each["part"] == title]
-        judged = [each["ok"] for each in mine if each["ok"] is not None]
-        if judged:
-            rows.append([title, f"{sum(judged)} of {len(judged)}", known[title] if len(mine) > 1 else mine[0]["text"]])
-        rows += [[f"{title}, {each['case']}", "FAILED", each["text"]] for each in mine if each["ok"] is False and each["case"]]
-        rows += [[each["case"] or title, "", each["text"]] for each in mine if each["ok"] is None and each["text"] != "no time was left"]
-        if skipped := [each["case"] for each in mine if each["text"] == "no time was left"]:
-            rows.append([title, "", f"no time was left for {', '.join(skipped)}"])
-    rows += [[f"tables of {each['paper']}", "", estimate(each)] for each in papers]
-    return tabulate(rows, ["check", "passed", "what"], tablefmt="simple", maxcolwidths=[None, None, 100])
-
-
-def estimate(paper: dict[str, Any]) -> str:
-    """What a paper's tables take, in words."""
-    if not paper["runs"]:
-        return "no time was left to estimate them"
-    text = f"about {paper['hours']:,.1f} hours, one run after another: {paper['runs']:,} runs, {paper['steps']:,} steps"
-    if "hours bf16 graph" in paper:
-        text += f"; {paper['hours bf16 graph']:,.1f} with precision=bf16 step=graph"
-    return text + (f"; not counted: {paper['left out']}" if paper["left out"] else "")
+    replay = figures["replays"]["seconds"] if "replays" in figures else None
+    return papers.hours(papers.Rates(flops, figures["launches"]["seconds"], replay), counting.result()).to_dict("records")
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple
@@ -63,11 +64,44 @@ class Load(NamedTuple):
         return (self.steps * step + read) / 3600
 
 
-def hours(rates: Rates, until: Callable[[], bool]) -> pd.DataFrame:
+class Counted(NamedTuple):
+    """tables: how many each paper has; left: those that were not counted.
+
+    runs: of each its paper, its identity, its load, its precision, and whether its step is a graph.
+    """
+
+    tables: dict[str, int]
+    left: dict[str, list[str]]
+    runs: list[tuple[str, Hashable, Load, str, bool]]
+
+
+def counted(until: Callable[[], bool]) -> Counted:
+    """The runs of each paper's tables, and what each of them has to do; needs no rates, no data and no GPU.
+
+    until: asked before each table, the one with the fewest runs first, whether to go on.
+    """
+    parts = [(paper, name) for paper, of in papers().items() for kind, name in of if kind == "table"]
+    files = {name: OmegaConf.load(CONF / "table" / f"{name}.yaml") for _, name in parts}  # they have no defaults of their own
+    tables: dict[str, Any] = {name: OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Table), one)) for name, one in files.items()}
+    asked = {name: dict.fromkeys(words(table)) for name, table in tables.items()}
+    found = Counted(dict(Counter(paper for paper, _ in parts)), {paper: [] for paper, _ in parts}, [])
+    inside = GlobalHydra.instance().is_initialized()  # in a task of Hydra's, which has the same folder
+    with nullcontext() if inside else initialize_config_dir(str(CONF), version_base="1.3"):
+        for paper, name in sorted(parts, key=lambda part: len(asked[part[1]])):
+            if not until():
+                found.left[paper].append(name)
+                continue
+            for common, own in asked[name]:
+                (cfg, identity), (_, of_methods), run = composed(common), composed(own), load(common, *passes(own))
+                seeds = tables[name].seeds[: cfg.profile.seeds]
+                found.runs.extend((paper, (identity, of_methods, seed), run, cfg.precision, cfg.step == "graph") for seed in seeds)
+    return found
+
+
+def hours(rates: Rates, found: Counted) -> pd.DataFrame:
     """One line per paper: paper, tables ("5 of 7"), runs, steps, hours, "hours bf16 graph" where there are rates for it, left out.
 
-    until: asked before each table, the one with the fewest runs first, whether to go on. `left out` names the tables that were not
-    reached, which the other columns leave out. Raises KeyError for a precision of a table that has no rate.
+    `left out` names the tables that were not counted. Raises KeyError for a precision of a table that has no rate.
     Hours are those of all different runs, one after another: with the precision and the step (eager or graph) of their configs; and with
     bf16 and the step as a graph. A step takes max(FLOP / rate, kernel calls * seconds a call): of the optimizer, and of as many forwards
     and backwards as the methods need (a second batch, passes of their own). An evaluation is an eager forward of all held-out samples.
@@ -76,28 +110,16 @@ def hours(rates: Rates, until: Callable[[], bool]) -> pd.DataFrame:
     mixing, reading and writing memory, kernels inside one call (a fused LSTM layer), casts to bf16; of a run, probes, checkpoints,
     samples that class-balanced epochs repeat; figures, and tables of no paper. Data sets have their official sizes: none is read.
     """
-    parts = [(paper, name) for paper, of in papers().items() for kind, name in of if kind == "table"]
-    files = {name: OmegaConf.load(CONF / "table" / f"{name}.yaml") for _, name in parts}  # they have no defaults of their own
-    tables: dict[str, Any] = {name: OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Table), one)) for name, one in files.items()}
-    asked = {name: dict.fromkeys(words(table)) for name, table in tables.items()}
     fast = [("bf16", True)] if rates.replay is not None and "bf16" in rates.flops else []
     columns = ["paper", "run", "steps", "hours", *("hours bf16 graph" for _ in fast)]
-    left: dict[str, list[str]] = {paper: [] for paper, _ in parts}
-    lines: list[tuple[Any, ...]] = []
-    inside = GlobalHydra.instance().is_initialized()  # in a task of Hydra's, which has the same folder
-    with nullcontext() if inside else initialize_config_dir(str(CONF), version_base="1.3"):
-        for paper, name in sorted(parts, key=lambda part: len(asked[part[1]])):
-            if not until():
-                left[paper].append(name)
-                continue
-            for common, own in asked[name]:
-                (cfg, identity), (_, of_methods), run = composed(common), composed(own), load(common, *passes(own))
-                spent = [run.hours(rates, *way) for way in [(cfg.precision, cfg.step == "graph"), *fast]]
-                lines += [(paper, (identity, of_methods, seed), run.steps, *spent) for seed in tables[name].seeds[: cfg.profile.seeds]]
+    lines = [
+        (paper, run, load.steps, *(load.hours(rates, *way) for way in [(precision, graph), *fast]))
+        for paper, run, load, precision, graph in found.runs
+    ]
     runs = pd.DataFrame(lines, columns=columns).drop_duplicates(["paper", "run"])  # tables share some
     rows = []
-    for paper, names in left.items():
-        mine, every = runs[runs["paper"] == paper], sum(paper == other for other, _ in parts)
+    for paper, names in found.left.items():
+        mine, every = runs[runs["paper"] == paper], found.tables[paper]
         row = {"paper": paper, "tables": f"{every - len(names)} of {every}", "runs": len(mine)}
         rows.append(row | {column: mine[column].sum() for column in columns[2:]} | {"left out": ", ".join(sorted(names))})
     return pd.DataFrame(rows)

@@ -9,12 +9,30 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from typing import TYPE_CHECKING
 
-from experiments.check.training import Result
+from experiments.config import first_line
 
-PRELOADED = ["experiments.trainer", "experiments.check.training", "experiments.check.rates"]
-Check = Callable[[str, str], Result]
+if TYPE_CHECKING:
+    from experiments.check.training import Result
+
+PRELOADED = ["experiments.board", "experiments.provenance", "experiments.check.training", "experiments.check.rates"]
+Check = Callable[[str, str], "Result"]
+
+
+def context() -> ForkServerContext:
+    """Starts, at its first call, the process from which those of the checks are forked, and which imports what they need meanwhile."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()
+    return found
+
+
+def time_left(until: float) -> bool:
+    return time.monotonic() < until
 
 
 def results(check: Check, cases: Sequence[str], device: str, until: float) -> Iterator[tuple[str, Result | None]]:
@@ -22,12 +40,10 @@ def results(check: Check, cases: Sequence[str], device: str, until: float) -> It
 
     A case that fails on a GPU may have spoiled it for the process, so the next has a new one.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     left = list(cases)
-    while left and time.monotonic() < until:
-        here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(check, left, device, there))
+    while left and time_left(until):
+        here, there = context().Pipe(duplex=False)
+        process = context().Process(target=_work, args=(check, left, device, there))
         process.start()
         there.close()
         try:
@@ -36,9 +52,8 @@ def results(check: Check, cases: Sequence[str], device: str, until: float) -> It
                 yield left.pop(0), result
         except EOFError:
             process.join()
-            if process.exitcode:  # without a word
-                code = process.exitcode
-                yield left.pop(0), Result(False, f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}", {})
+            if code := process.exitcode:  # without a word
+                yield left.pop(0), failed(f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}")
         finally:
             process.terminate()
             process.join()
@@ -47,14 +62,25 @@ def results(check: Check, cases: Sequence[str], device: str, until: float) -> It
         yield case, None
 
 
+def tried(check: Check, case: str, device: str) -> Result:
+    """The check's result, or what it raised as one."""
+    try:
+        return check(case, device)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return failed(f"{type(error).__name__}: {first_line(error)} ({place.filename}:{place.lineno})")
+
+
+def failed(text: str) -> Result:
+    from experiments.check.training import Result
+
+    return Result(False, text, {})
+
+
 def _work(check: Check, cases: Sequence[str], device: str, there: Connection) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # of what the small runs say
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing of what the small runs print
     for case in cases:
-        try:
-            there.send(check(case, device))
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''} ({place.filename}:{place.lineno})"
-            there.send(Result(False, text, {}))
-            if device != "cpu":
-                return
+        result = tried(check, case, device)
+        there.send(result)
+        if result.ok is False and device != "cpu":
+            return

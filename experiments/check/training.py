@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import statistics
 import tempfile
@@ -197,6 +199,12 @@ def exhaust(cfg: DictConfig) -> None:
     torch.empty(2 * torch.cuda.get_device_properties(cfg.runtime.device).total_memory, dtype=torch.uint8, device=cfg.runtime.device)
 
 
+def quiet(cfg: DictConfig) -> None:
+    """`train`, which says nothing."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(cfg)
+
+
 def beside(device: str, seeds: tuple[int, ...], task: Callable[[DictConfig], None] | None = None) -> Result:
     """Whether runs that are trained at once, with another task beside them, have the numbers that each has alone."""
     with tempfile.TemporaryDirectory() as root, ThreadPoolExecutor() as pool:
@@ -207,8 +215,8 @@ def beside(device: str, seeds: tuple[int, ...], task: Callable[[DictConfig], Non
             for seed in seeds
         }
         for seed in seeds:
-            apart(train, cfgs["alone", seed])
-        together = [pool.submit(apart, train, cfgs["together", seed]) for seed in seeds]
+            apart(quiet, cfgs["alone", seed])
+        together = [pool.submit(apart, quiet, cfgs["together", seed]) for seed in seeds]
         failing = None if task is None else pool.submit(apart, task, cfgs["together", seeds[0]])
         for run in together:
             run.result()

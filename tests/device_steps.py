@@ -147,6 +147,8 @@ class Elsewhere(TorchDispatchMode):
             return args[0].new_empty(given["minlength"])
         if name == "_fused_sgd_" and self.device == "meta":  # which has no kernel for it
             return None
+        if name == "_standard_gamma" and any(here):  # nor has either in torch before 2.15
+            return torch.empty_like(args[0])
         with self.fake if any(here) or where == self.device else nullcontext():
             result = func(*args, **(kwargs or {}))
         if self.checks and any(one.device.type != self.device for one in tensors(result)):

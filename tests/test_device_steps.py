@@ -18,9 +18,10 @@ __all__ = ["data_home"]  # a fixture
 
 # What torch.use_deterministic_algorithms(True) refuses on a GPU: the page
 # https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html of torch 2.15 (the function's docstring), item
-# by item, as the ATen operations that refuse. Without the items for MPS alone; with three more, of earlier releases' pages.
+# by item, as the ATen operations that refuse. Without the items for MPS alone; with more from earlier releases' pages.
 REFUSED = {
     "nn.AvgPool3d": ["avg_pool3d_backward"],
+    "nn.MaxPool3d": ["max_pool3d_with_indices_backward"],
     "nn.AdaptiveAvgPool2d": ["_adaptive_avg_pool2d_backward"],
     "nn.AdaptiveAvgPool3d": ["_adaptive_avg_pool3d_backward"],
     "nn.AdaptiveMaxPool2d": ["adaptive_max_pool2d_backward"],
@@ -159,9 +160,14 @@ def run(device: str, step: Step, *checks: Check) -> None:
             step(x, places)
 
 
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)  # there torch makes tensors of numbers on meta without an operation
+
+
 @pytest.mark.parametrize("device", ["cuda", "meta"])
 @pytest.mark.parametrize("name", HOST)
 def test_what_the_host_must_not_do_is_seen(name: str, device: str) -> None:
+    if OLD and device == "meta" and name in ("a number", "numbers"):
+        pytest.skip("this release of torch shows it on cuda alone")
     with pytest.raises(Forbidden, match="host"):
         run(device, HOST[name], waits)
 
@@ -216,7 +222,7 @@ def test_a_method_that_waits_is_seen(device: str, backward: bool) -> None:
     toys: dict[str, Callable[[Tensor], Tensor]] = {
         "the host waits for values": lambda x: x.sum() * float(x.sum() > 0),
         "places in a mask": lambda x: x * x[x > 0].sum(),
-        "from the host|of the host's": lambda x: x.sum() * torch.tensor(0.5, device=x.device),
+        **({} if OLD and device == "meta" else {"from the host|of the host's": lambda x: x.sum() * torch.tensor(0.5, device=x.device)}),
         "tensor of the host's": lambda x: x * left,
         "no deterministic form": lambda x: x.nanmedian(1).values.sum(),
     }

@@ -86,16 +86,17 @@ class Regularizer(nn.Module):
 
         Rounding to nearest would not do: where a method adds less than half of the last digit of a bfloat16 gradient, the gradient stays
         what it was, in every step of the run. The random bits of any two elements are independent, so sums vary as with a draw for each
-        element; they are made of one draw for each sample and one for each unit, added modulo 2^16: n + d draws instead of n d.
+        element; each is the exclusive or of a draw for its sample and one for its unit: n + d draws instead of n d. What is not finite
+        becomes NaN.
         """
         if dtype != torch.bfloat16:
             return gradient.to(dtype)
         flat = gradient.reshape(len(gradient), -1)
         sizes = (len(flat), 1), (1, flat.shape[1])
-        draws = [torch.randint(LOW_BITS, size, generator=self.rng, device=flat.device, dtype=torch.int32) for size in sizes]
-        bits = (draws[0] + draws[1]).bitwise_and_(LOW_BITS - 1).add_(flat.view(torch.int32)).bitwise_and_(-LOW_BITS)
-        neighbour = bits.view(torch.float32)
-        return torch.where(flat.isnan(), flat, neighbour).to(dtype).view_as(gradient)  # the bits of a NaN may overflow to those of 0
+        of_sample, of_unit = (torch.randint(LOW_BITS, size, generator=self.rng, device=flat.device, dtype=torch.int32) for size in sizes)
+        bits = (of_sample ^ of_unit).add_(flat.view(torch.int32)).bitwise_and_(-LOW_BITS)
+        # Plus 0 times what was rounded: NaN where that is not finite, whose bits may have overflowed to those of a number.
+        return bits.view(torch.float32).add_(flat, alpha=0).to(dtype).view_as(gradient)
 
     def logged(self) -> dict[str, Tensor]:
         """After the backward: what else there is to see of this step, scalars or one value for each tap, on the device."""

@@ -30,7 +30,7 @@ class DrawnOnCPU(TorchDispatchMode):
         if not any(isinstance(one, Generator) for one in args):
             kwargs = {"generator": self.on_cpu(None)} | kwargs
         if not isinstance(source := args[0], Tensor):  # a size: a new tensor is made
-            return func(*args, **kwargs | {"device": "cpu"}).to(kwargs["device"])
+            return func(*args, **kwargs | {"device": "cpu"}).to(kwargs.get("device") or "cpu")
         if name.endswith("_"):  # in place
             return source.copy_(func(torch.empty_like(source, device="cpu"), *args[1:], **kwargs))
         return func(source.cpu(), *args[1:], **kwargs).to(source.device)

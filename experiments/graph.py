@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 Step = Callable[..., None]
-Pool = Any  # what torch calls a pool of memory, which has no public type
 WARM_UP = 3
 
 
@@ -21,16 +19,15 @@ class Replayed:
     optimizer's state, cuDNN's choices, library handles). So does a batch of another size: an epoch's last one. Whatever the step
     reads from the host is recorded as it was then, so all that changes between steps must be a tensor on the device: the
     samples, the learning rate, and the generators, whose registered state moves on at every replay. Where a step branches on what the
-    host knows, there is a recording for each branch. They share one pool of memory, that of the largest: a step leaves nothing there
-    that a later one reads.
+    host knows, there is a recording for each branch. All recordings share one memory pool, so together they take about the
+    memory of the largest: no step reads what an earlier step left in the pool.
     """
 
     def __init__(self, step: Step, rngs: Iterable[Generator]) -> None:
         self.step, self.rngs = step, list(rngs)
         self.chosen: tuple[Tensor, ...] = ()
         self.calls: Counter[Hashable] = Counter()
-        self.replays: dict[Hashable, Callable[[], None]] = {}
-        self.pool: Pool | None = None
+        self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
 
     def __call__(self, branch: Hashable, *chosen: Tensor) -> None:
         if not self.chosen:
@@ -44,9 +41,10 @@ class Replayed:
             return
         for kept, one in zip(self.chosen, chosen, strict=True):
             kept.copy_(one)
-        if branch not in self.replays:
-            self.replays[branch], self.pool = record(lambda: self.step(*self.chosen), self.rngs, self.pool)
-        self.replays[branch]()
+        if branch not in self.graphs:
+            first = next(iter(self.graphs.values()), None)
+            self.graphs[branch] = record(lambda: self.step(*self.chosen), self.rngs, first)
+        self.graphs[branch].replay()
 
 
 def aside(work: Callable[[], None]) -> None:
@@ -58,14 +56,11 @@ def aside(work: Callable[[], None]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def record(work: Callable[[], None], rngs: Iterable[Generator], pool: Pool | None = None) -> tuple[Callable[[], None], Pool]:
-    """Record what `work` sends to the GPU, which does not run it. Returns what does, and the pool of memory that it uses.
-
-    pool: that of an earlier recording, to be shared with it.
-    """
+def record(work: Callable[[], None], rngs: Iterable[Generator], first: torch.cuda.CUDAGraph | None = None) -> torch.cuda.CUDAGraph:
+    """Record the kernels that `work` launches as a CUDA graph, without running them. first: a graph whose memory pool it shares."""
     graph = torch.cuda.CUDAGraph()
     for rng in rngs:
         graph.register_generator_state(rng)
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=None if first is None else first.pool()):
         work()
-    return graph.replay, graph.pool()
+    return graph

@@ -42,7 +42,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 @lru_cache(maxsize=1)
 def _parser(loader: ConfigLoader) -> tuple[set[str], OverridesParser]:
-    """The names of all groups, and what reads overrides."""
+    """The names of the config groups, and the parser of overrides."""
     return {*loader.list_groups("")}, OverridesParser.create(loader)
 
 

@@ -16,8 +16,8 @@ def bce(logits: Tensor, target: Tensor) -> Tensor:
     target: labels [N] or class probabilities [N, K]. About 2 / K of the cross-entropy, which its learning rates go with.
     """
     p = logits.softmax(1).clamp(max=1)  # rounding can pass 1
-    # torch refuses a NaN as out of range, on a GPU by an error that ends the process: it takes part by a term that is 0 otherwise
-    return binary_cross_entropy(p.nan_to_num(), soft(target, logits.shape[1])) + (0 * p).sum()
+    # binary_cross_entropy raises on NaN, on a GPU by a device assertion that ends the process. The last term is 0, and NaN where p is.
+    return binary_cross_entropy(p.nan_to_num(), soft(target, logits.shape[1])) + 0 * p.sum()
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "bce": bce}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import pandas as pd
@@ -48,6 +49,13 @@ def choices(row: Row, column: str = "") -> list[tuple[str, list[str]]]:
         name = f"{values[0]}" if len(pairs) == 1 else ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in pairs.items())
         found.append((name, [f"{key}={value}" for key, value in pairs.items()]))
     return found
+
+
+def variants(table: Table) -> Iterator[tuple[Row, str, str, bool, list[str]]]:
+    """(row, name of the column, choice, trial, overrides) of each cell and choice. trial: a run of `select`."""
+    for row, (name, column) in itertools.product(table.rows, table.columns.items()):
+        for (choice, values), trial in itertools.product(choices(row, name), [True, False] if row.select else [False]):
+            yield row, name, choice, trial, [*table.base, *row.overrides, *column.overrides, *values, *(row.select if trial else [])]
 
 
 def numbers(wanted: Jobs, found: dict[str, store.Run], metric: str, at: str, chance: float | None = None) -> pd.Series:

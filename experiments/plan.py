@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import statistics
 import sys
@@ -102,7 +101,7 @@ def _timing(trainer: Trainer) -> Timing:
     import torch  # not earlier: a plan whose runs are all stored does without
 
     times: list[float] = []
-    for samples in itertools.chain.from_iterable(trainer.samples() for _ in itertools.count()):
+    for samples in trainer.endless():
         times.append(_seconds(trainer, lambda chosen=samples: trainer.take_step(*chosen)))  # type: ignore[misc]
         if len(times) >= LEAST_STEPS and (sum(times) > ENOUGH_SECONDS or len(times) == MOST_STEPS):
             break

@@ -18,7 +18,7 @@ from experiments.cli import RunFailed, main
 from experiments.complete import complete, find
 from experiments.config import ConfigError, check, options
 from experiments.launch import compose
-from experiments.pick import UNPICKED, Jobs, check_rows, choices, chosen, due, numbers, printed, rejected
+from experiments.pick import UNPICKED, Jobs, check_rows, choices, chosen, due, numbers, printed, rejected, variants
 from experiments.spec import OWN_KEYS, Claim, Table
 
 
@@ -31,18 +31,17 @@ def jobs(table: Table, common: Iterable[str] = (), targets: bool = True) -> Jobs
     asked = " ".join(word for word in common if not word.startswith(("runtime.", "hydra", "profile=")))
     known: dict[tuple[str, ...], tuple[DictConfig, list[str]]] = {}  # columns often differ in the metric only, and composing takes time
     lines = []
-    for row, (name, column) in itertools.product(table.rows, table.columns.items()):
-        for (choice, values), trial in itertools.product(choices(row, name), [True, False] if row.select else [False]):
-            overrides = [*table.base, *row.overrides, *column.overrides, *values, *(row.select if trial else []), *common]
-            if tuple(overrides) not in known:
-                cfg = compose(overrides)
-                check(cfg, targets)
-                known[tuple(overrides)] = cfg, store.run_ids(cfg, table.seeds)
-            cfg, ids = known[tuple(overrides)]
-            for seed, identity in list(zip(table.seeds, ids, strict=True))[: cfg.profile.seeds]:
-                line = {"row": row.label, "choice": choice, "column": name, "seed": seed, "trial": trial}
-                line |= {"profile": cfg.profile.name, "precision": cfg.precision, "asked": asked}
-                lines.append(line | {"overrides": [*overrides, f"seed={seed}"], "id": identity})
+    for row, name, choice, trial, own in variants(table):
+        overrides = [*own, *common]
+        if tuple(overrides) not in known:
+            cfg = compose(overrides)
+            check(cfg, targets)
+            known[tuple(overrides)] = cfg, store.run_ids(cfg, table.seeds)
+        cfg, ids = known[tuple(overrides)]
+        for seed, identity in list(zip(table.seeds, ids, strict=True))[: cfg.profile.seeds]:
+            line = {"row": row.label, "choice": choice, "column": name, "seed": seed, "trial": trial}
+            line |= {"profile": cfg.profile.name, "precision": cfg.precision, "asked": asked}
+            lines.append(line | {"overrides": [*overrides, f"seed={seed}"], "id": identity})
     return pd.DataFrame(lines)
 
 

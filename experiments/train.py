@@ -116,7 +116,7 @@ def make_trainer(cfg: DictConfig, place: str | None = None) -> Trainer:
     torch.set_num_threads(cfg.runtime.threads or _threads(cfg.runtime))
     torch.backends.cudnn.benchmark = cfg.cudnn_benchmark and not cfg.deterministic
     if cfg.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the one value that serves both matrix products and recurrent layers
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # allowed both for cuBLAS and for cuDNN's recurrent layers
     if cfg.deterministic != torch.are_deterministic_algorithms_enabled():  # asked first: setting it imports torch's compiler
         torch.use_deterministic_algorithms(cfg.deterministic)
     # TF32 for convolutions and recurrent layers; matrix products stay in float32, so that the methods' maths does

@@ -83,7 +83,8 @@ class Trainer:
         self.seconds = 0.0  # spent training and evaluating
 
         self.activations, self.preactivations = record(net), record(net, pre=True)
-        self.read = [any(getattr(method, name) for method in self.regularizers.values()) for name in ("activations", "preactivations")]
+        methods = self.regularizers.values()
+        self.recorded = any(method.activations for method in methods), any(method.preactivations for method in methods)
         self.prepare_methods()
         if cfg.compile and (edit := [name for name, method in self.regularizers.items() if method.edits]):
             raise ConfigError(f"compile: true does not go with method {edit[0]}, which edits the backward pass; allowed: false")
@@ -101,7 +102,7 @@ class Trainer:
         self.net.eval()
         try:
             with torch.no_grad():
-                example = self.forward(batch, *self.read)
+                example = self.forward(batch, *self.recorded)
         except RuntimeError as error:
             size = f"{'x'.join(map(str, batch.x.shape[1:]))} {self.bundle.unit}"
             raise ConfigError(f"model: {self.cfg.model._target_} does not take the data set's {size} ({first_line(error)})") from error
@@ -138,7 +139,7 @@ class Trainer:
         return batch, None if second is None else self.bundle.take(second, self.rngs["second"], balanced)
 
     def forward(self, batch: Batch, activations: bool = False, preactivations: bool = False) -> Pass:
-        """The network on a batch; what flows through its taps is kept where it is asked for only."""
+        """Run the network on a batch. Activations and preactivations are recorded only if asked for."""
         self.activations.restart(activations)
         self.preactivations.restart(preactivations)
         x = batch.x if self.cfg.channels_last else batch.x.contiguous()
@@ -151,7 +152,7 @@ class Trainer:
         for method in self.regularizers.values():
             with self.autocast():
                 batch = method.transform(batch, self.net)
-        return self.forward(batch, *self.read)
+        return self.forward(batch, *self.recorded)
 
     def loss(self, batch: Batch, second: Batch | None) -> tuple[Tensor, dict[str, Tensor]]:
         """What the step minimises, and its terms: the loss on the first batch and each method's penalty."""
@@ -191,6 +192,11 @@ class Trainer:
         orders = [self.bundle.indices(self.rngs[name], self.cfg.batch_size, self.cfg.balanced) for name in names]
         taken = (samples for samples in zip(*orders, strict=True) for _ in range(self.repeats))
         return itertools.islice(taken, min(self.steps_per_epoch, self.length.steps - self.step))
+
+    def endless(self) -> Iterator[tuple[Tensor, ...]]:
+        """`samples` of one epoch after another, without end: for clocks and checks."""
+        while True:
+            yield from self.samples()
 
     def train_epoch(self, tick: Callable[[], object] = lambda: None) -> None:
         """One epoch. Calls `tick` after each step. Raises Diverged when an evaluation finds a loss that is no number."""

@@ -48,9 +48,9 @@ class Recurrent(nn.Module):
         if self.normed or self.loop or (mask is not None and len(mask) > 1):
             return self.stepped(x, state, mask)
         weight_hh = self.weight_hh if mask is None else self.weight_hh * mask
-        kind = precision(x)
+        kind = autocast_dtype(x)
         x, h, c, *weights = (one.to(kind) for one in (x, *state, self.weight_ih, weight_hh, self.bias_ih, self.bias_hh))
-        with torch.autocast(x.device.type, enabled=False):  # on a GPU it would run this layer in float16, whatever was asked for
+        with torch.autocast(x.device.type, enabled=False):  # it would run cuDNN's LSTM in float16 even if asked for bfloat16
             out, h, c = torch.lstm(x, (h[None], c[None]), weights, True, 1, 0.0, self.training, False, True)
         return out, (h[0], c[0])
 
@@ -67,11 +67,11 @@ class Recurrent(nn.Module):
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
             h = o.sigmoid() * (self.norm_c(c, step) if self.normed else c).tanh()
             outputs.append(h)
-        return torch.stack(outputs, 1).to(precision(x)), (h, c)
+        return torch.stack(outputs, 1).to(autocast_dtype(x)), (h, c)
 
 
-def precision(x: Tensor) -> torch.dtype:
-    """The number format that autocast asks for, and without it that of x."""
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """autocast's dtype where it is enabled, else that of x."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 

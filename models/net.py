@@ -55,31 +55,31 @@ class Net(nn.Module):
 
 
 class Unrecorded(tuple[Tensor, ...]):
-    """What stands in place of activations that were not asked for."""
+    """Stands for activations that were not recorded: iterating over it raises AttributeError."""
 
     def __iter__(self) -> Iterator[Tensor]:
         raise AttributeError("activations are recorded only for methods with `activations = True` (or `preactivations = True`)")
 
 
 class Recording(list[Tensor]):
-    """What flows through a network's taps while it is `on`, first to last: [samples, units...] each."""
+    """The outputs of a network's taps in one forward, first to last, each [samples, units...]. Nothing is recorded while `on` is False."""
 
     on = True
 
     def restart(self, on: bool) -> None:
-        """Forget what was recorded; from here on record (`on`), or hold no more memory than the network needs."""
+        """Clear the list, and record the next forwards only if `on`."""
         self.clear()
         self.on = on
 
     def seen(self) -> tuple[Tensor, ...]:
-        """What was recorded since the restart."""
+        """The outputs since the restart."""
         return tuple(self) if self.on else Unrecorded()
 
 
 def record(net: nn.Module, pre: bool = False) -> Recording:
-    """A list that fills at each forward: with the taps after the non-linearities or, with `pre`, those before.
+    """Hook a network's taps: those after the non-linearities or, with `pre`, those before.
 
-    The caller restarts it before a forward.
+    Returns the list that a forward appends to; call `restart` before each forward.
     """
     activations = Recording()
 

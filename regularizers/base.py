@@ -19,7 +19,7 @@ LOW_BITS = 1 << 16  # a bfloat16 is the upper half of a float32
 class Pass:
     """One batch after its forward: h = features [N, d], logits [N, K], and what flowed through the taps, first to last.
 
-    preactivations: what the activations were before their non-linearity. Both raise AttributeError where no method asks for them.
+    preactivations: the activations before their non-linearity. Iterating over either raises AttributeError unless a method asks for it.
     """
 
     batch: Batch
@@ -82,12 +82,11 @@ class Regularizer(nn.Module):
         return None
 
     def rounded(self, gradient: Tensor, dtype: torch.dtype) -> Tensor:
-        """An edited gradient [n, ...], float32, as `dtype`: for bfloat16 stochastically rounded, so that its expected value is exact.
+        """`gradient` [n, ...], float32, as `dtype`. To bfloat16 it is rounded stochastically, so that the expected value is exact.
 
-        Rounding to nearest would not do: where a method adds less than half of the last digit of a bfloat16 gradient, the gradient stays
-        what it was, in every step of the run. The random bits of any two elements are independent, so sums vary as with a draw for each
-        element; each is the exclusive or of a draw for its sample and one for its unit: n + d draws instead of n d. What is not finite
-        becomes NaN.
+        Rounding to nearest would drop every addition to a bfloat16 gradient that is below half a unit in its last place. The random bits
+        of an element are a draw for its sample XOR a draw for its unit: n + d draws instead of n * d, independent between any two
+        elements, so the variance of a sum is as with a draw for each element. NaN and infinities become NaN.
         """
         if dtype != torch.bfloat16:
             return gradient.to(dtype)
@@ -95,7 +94,7 @@ class Regularizer(nn.Module):
         sizes = (len(flat), 1), (1, flat.shape[1])
         of_sample, of_unit = (torch.randint(LOW_BITS, size, generator=self.rng, device=flat.device, dtype=torch.int32) for size in sizes)
         bits = (of_sample ^ of_unit).add_(flat.view(torch.int32)).bitwise_and_(-LOW_BITS)
-        # Plus 0 times what was rounded: NaN where that is not finite, whose bits may have overflowed to those of a number.
+        # The added random bits can carry a NaN's over to those of a number; adding 0 times the gradient makes it NaN again.
         return bits.view(torch.float32).add_(flat, alpha=0).to(dtype).view_as(gradient)
 
     def logged(self) -> dict[str, Tensor]:

@@ -39,13 +39,13 @@ def classwise_mmd(
 ) -> Tensor:
     """MMD(x_k, y_k) of every class k, [num_classes], for x [n, d], y [m, d] and labels [n], [m]; 0 where a class lacks a side.
 
-    Each class has its own bandwidth. All classes are one batch of kernels: no loop, no branch on data. `per_class` bounds the
-    samples of a class on a side. Without it they are counted on a CPU; on a GPU counting would make the host wait, and the bound is
-    the number of samples.
+    Each class has its own bandwidth. All classes are one batch of kernels: no loop, no branch on data. `per_class`: an upper
+    bound on the samples of a class on a side. None: on a CPU the largest count; on a GPU, where counting would make the host wait, the
+    number of samples.
     """
     if per_class is None:
-        counted, sides = x.device.type == "cpu", (labels_x, labels_y)
-        per_class = max(int(torch.bincount(labels, minlength=1).max()) if counted else len(labels) for labels in sides)
+        on_cpu, sides = x.device.type == "cpu", (labels_x, labels_y)
+        per_class = max(int(torch.bincount(labels, minlength=1).max()) if on_cpu else len(labels) for labels in sides)
     z_x, valid_x = _by_class(x, labels_x, num_classes, per_class)
     z_y, valid_y = _by_class(y, labels_y, num_classes, per_class)
     return _mmd(torch.cat([z_x, z_y], 1), torch.cat([valid_x, -valid_y], 1), multipliers, bandwidth)
@@ -102,18 +102,14 @@ def _median(distance: Tensor, in_x: Tensor, in_y: Tensor, pairs: str) -> Tensor:
         chosen = in_x[:, :, None] & in_y[:, None, :]
     nan = torch.full((), torch.nan, dtype=distance.dtype, device=distance.device)
     negative = torch.where(chosen, -distance, nan).flatten(1)  # torch's median is the lower of the two middles
-    middle = _cpu_median if distance.device.type == "cpu" else _sorted_median
-    upper, positive = -middle(negative), -middle(torch.where(negative < 0, negative, nan))
+    # nanmedian has no deterministic form on a GPU; on a CPU it is eight times as fast as sorting
+    median = _sorted_median if distance.device.type != "cpu" else lambda x: x.nanmedian(1).values
+    upper, positive = -median(negative), -median(torch.where(negative < 0, negative, nan))
     return torch.where(upper > 0, upper, positive)
 
 
-def _cpu_median(x: Tensor) -> Tensor:
-    """The median of each row of [b, p] without its nans, [b]: of an even number of values the lower of the two middle ones."""
-    return x.nanmedian(1).values
-
-
 def _sorted_median(x: Tensor) -> Tensor:
-    """The same by sorting: on a GPU torch's median has no deterministic form, on a CPU it is eight times as fast as this."""
+    """`x.nanmedian(1).values` of x [b, p], by sorting."""
     count = x.isnan().logical_not_().sum(1, keepdim=True)
     return x.sort(1).values.gather(1, ((count - 1) // 2).clamp_(min=0)).squeeze(1)  # nans come last
 

@@ -44,7 +44,7 @@ class VCL(Regularizer):
         return self.weight * torch.stack(layers).sum()
 
     def joined(self, part: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient of a batch plus, in its first samples, that of the penalty, which autograd has found before."""
+        """The gradient of a batch. To that of its first samples the penalty's is added, which autograd computes first."""
         assert part.grad is not None
         gradient, n = gradient.clone(), len(part)
         gradient[:n] = self.rounded(gradient[:n].float() + part.grad, gradient.dtype)

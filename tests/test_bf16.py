@@ -1,4 +1,4 @@
-"""What precision=bf16 changes: not what the methods that edit gradients do, in expectation; and the same number format in all LSTM rows."""
+"""precision=bf16: gradients that methods edit keep their expected value, and all LSTM variants use the same dtype."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_rounding_keeps_shapes() -> None:
 
 
 def surviving(*words: str) -> dict[int, float]:
-    """Of each tap in one step: the mean of what is added to the gradient along what is to be added, 1 if it is that in expectation."""
+    """For each tap in one step: the mean addition to the gradient, projected on the exact addition; 1 means nothing is lost."""
     made = trainer(*words)
     (penalty,) = made.regularizers.values()
     assert isinstance(penalty, ActivationPenalty)

@@ -108,7 +108,7 @@ def test_what_fails_beside_a_run_must_be_the_memory(monkeypatch: pytest.MonkeyPa
             return [{"test/ce": 1.0}]
 
     monkeypatch.setattr(training, "apart", apart)
-    monkeypatch.setattr(training.store, "find", lambda root, ids: {identity: Found() for identity in ids})
+    monkeypatch.setattr(training, "folder", lambda cfg: Found())
     found = training.out_of_memory("", "cpu")
     assert found.ok is ok and type(error).__name__ in found.text
 
@@ -189,23 +189,12 @@ def test_table_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert {"part": "fp32 as on the CPU", "case": "mixup", "ok": False, "text": "text of mixup", "figures": {"gap": 0.5}} in kept["checks"]
 
 
-def test_a_part_that_raises_is_a_failed_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In this process too, where a part starts processes of its own."""
-
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("no pipe")
-
-    monkeypatch.setattr(training, "apart", broken)
-    assert not command.check(["side", "device=cpu", f"out={tmp_path / 'check.json'}"])
-    assert "RuntimeError: no pipe" in capsys.readouterr().out
-
-
 def test_the_tables_hours_follow_from_the_rates(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of one table of one paper; `papers` alone measures the rates, which are made up here."""
     load = papers.Load(10_000, 1e12, 10, 0, 0)
-    runs: list[Any] = [("mine", seed, load, "fp32", False) for seed in range(3)]
+    runs: dict[str, dict[Any, Any]] = {"mine": {seed: (load, "fp32", False) for seed in range(3)}}
     monkeypatch.setattr(
         command.ProcessPoolExecutor, "submit", lambda self, work, until: done(papers.Counted({"mine": 2}, {"mine": ["b"]}, runs))
     )

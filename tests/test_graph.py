@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -34,11 +36,9 @@ class Recorder:
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []  # of each recording, a 1 for each replay
-        self.pool: object = None
 
-    def __call__(self, work: Callable[[], None], rngs: Iterable[Generator], pool: object) -> tuple[Callable[[], None], object]:
-        assert pool is self.pool, "a recording has memory of its own"
-        self.pool = pool or object()
+    def __call__(self, work: Callable[[], None], rngs: Iterable[Generator], first: Any) -> Any:
+        assert (first is None) == (not self.seen), "a recording has memory of its own"
         mine: list[int] = []
         self.seen.append(mine)
         known, recorded = list(rngs), []
@@ -53,7 +53,7 @@ class Recorder:
                     raise Forbidden(f"operation {number} of the replay is {now}; recorded was {first}")
             mine.append(1)
 
-        return replay, self.pool
+        return SimpleNamespace(replay=replay)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_each_branch_is_recorded(method: str, branches: int, recordings: list[li
     for _ in range(4):
         made.train_epoch()
     assert same(made.state()["net"], train(*words, epochs=4).state()["net"])
-    assert len(recordings) == len(made.replayed.replays) == branches
+    assert len(recordings) == len(made.replayed.graphs) == branches
     assert sum(map(len, recordings)) == 40 - branches
 
 
@@ -126,7 +126,7 @@ def test_samples_are_copied_to_where_the_recording_reads_them() -> None:
     seen: list[list[int]] = []
     step = Replayed(lambda *samples: seen.append([int(one[0]) for one in samples]), [])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph, "record", lambda work, rngs, pool: (work, pool))
+        patch.setattr(graph, "record", lambda work, rngs, first: SimpleNamespace(replay=work))
         patch.setattr(graph, "aside", lambda work: work())
         for number in range(6):
             step(None, torch.full((2,), number), torch.full((2,), 10 * number))
@@ -189,7 +189,7 @@ def test_a_recording_with_memory_of_its_own_is_seen(recordings: list[list[int]])
         step(0, torch.arange(3))
         step(1, torch.arange(3))
     assert len(recordings) == 2
-    step.pool = None
+    step.graphs.clear()
     with pytest.raises(AssertionError, match="memory of its own"):
         for _ in range(WARM_UP + 1):
             step(2, torch.arange(3))

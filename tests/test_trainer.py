@@ -433,7 +433,7 @@ def test_compiled_is_eager_within_rounding(tmp_path: Path, monkeypatch: pytest.M
     eager, compiled = train(*words, epochs=1), trainer(*words, "compile=true")
     seen: list[int] = []
     method = compiled.regularizers["itdm_c"]
-    compiled.read, penalty = [True, False], method.penalty  # as for a method that reads activations
+    compiled.recorded, penalty = (True, False), method.penalty  # as for a method that reads activations
 
     def counted(out: Pass, other: Pass | None) -> Tensor | None:
         seen.append(len(out.activations))

@@ -92,7 +92,7 @@ def recorded(side: Side) -> Side:
     @functools.cache
     def replay() -> Callable[[], None]:
         aside(work)
-        return record(work, [])[0]
+        return record(work, []).replay
 
     return Side(lambda: replay()(), side.device)
 

@@ -16,7 +16,8 @@ TIME_GOOD |= {"vcl": "<= 1.15", "l1": "<= 1.10", "l2": "<= 1.10"}
 MIXING = ("mixup", "cutmix", "lamix", "label_smoothing")
 TIME_GOOD |= dict.fromkeys(MIXING, "<= 1.03")
 CALLS_GOOD = {"suite": "a <= 190", "itdm_c": "a <= 520"}  # of resnet18
-KEPT_GOOD = dict.fromkeys(("per", "per analytic", "per toeplitz", "l1", "l2"), "<= 1.001")  # nothing but a few numbers for the log
+# Nothing but the activations that the penalty reads, of which autograd keeps nearly all anyway, and a few numbers for the log.
+KEPT_GOOD = dict.fromkeys(("per", "per analytic", "per toeplitz", "l1", "l2"), "<= 1.03")
 
 
 def method_rows(asked: Asked) -> Iterator[Row]:

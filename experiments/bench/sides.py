@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,17 +105,10 @@ def suite(cfg: DictConfig, change: Callable[[Trainer], object] = lambda trainer:
     trainer = make_trainer(cfg)
     change(trainer)
     trainer.steps_per_epoch = full_batches(cfg, trainer.bundle)
-
-    def steps() -> Iterator[None]:
-        while True:
-            for samples in trainer.samples():
-                trainer.take_step(*samples)
-                yield
-
-    endless = steps()
+    endless = trainer.endless()
     # the recordings, one for each branch of a step, and a first replay
     warm = (10 if cfg.method else 1) * (WARM_UP + 2) if cfg.step == "graph" else 1
-    return Side(lambda: next(endless), trainer.device, cfg.precision == "tf32", warm)
+    return Side(lambda: trainer.take_step(*next(endless)), trainer.device, cfg.precision == "tf32", warm)
 
 
 def peer(cfg: DictConfig) -> Side:

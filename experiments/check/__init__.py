@@ -1,1 +1,1 @@
-"""Whether this machine trains right, how fast it is, and what the papers' tables would take on it."""
+"""Checks that this machine trains correctly, measures its speed, and estimates the hours of the papers' tables."""

@@ -1,4 +1,4 @@
-"""The random numbers of the CPU on any device, so that a run there can be compared with one here."""
+"""Random numbers drawn on the CPU for any device, so that a run there can be compared with one on the CPU."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ RANDOM = {"normal_", "uniform_", "bernoulli_", "random_", "rand", "randn", "rand
 
 
 class DrawnOnCPU(TorchDispatchMode):
-    """Inside it each random operation is computed on the CPU, by a CPU generator for each generator, and its result copied.
+    """Computes random operations on the CPU and copies the results to the device.
 
-    A generator's CPU counterpart starts from the same seed, so that what is drawn is what a CPU run of that seed draws.
+    Each generator is replaced by a CPU generator of the same seed, so the numbers are those of a CPU run.
     """
 
     def __init__(self) -> None:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import nullcontext
+from collections.abc import Hashable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from data.bundle import Batch, Bundle
 from data.text import Corpus, Text
 from experiments.bench.counts import count
+from experiments.check.processes import time_left
 from experiments.cli import CONF
 from experiments.config import build, resolve
 from experiments.launch import compose
 from experiments.length import Length
 from experiments.paper import papers
-from experiments.pick import choices
+from experiments.pick import choices, variants
 from experiments.spec import Table
 from experiments.store import run_id
 from regularizers.base import Pass, Regularizer
@@ -67,38 +63,37 @@ class Load(NamedTuple):
 class Counted(NamedTuple):
     """tables: how many each paper has; left: those that were not counted.
 
-    runs: of each its paper, its identity, its load, its precision, and whether its step is a graph.
+    runs: of each paper its different runs by their identity: load, precision, and whether the step is a graph.
     """
 
     tables: dict[str, int]
     left: dict[str, list[str]]
-    runs: list[tuple[str, Hashable, Load, str, bool]]
+    runs: dict[str, dict[Hashable, tuple[Load, str, bool]]]
 
 
-def counted(until: Callable[[], bool]) -> Counted:
+def counted(until: float) -> Counted:
     """The runs of each paper's tables, and what each of them has to do; needs no rates, no data and no GPU.
 
-    until: asked before each table, the one with the fewest runs first, whether to go on.
+    until: no table is begun after this time of time.monotonic(). Those with the fewest runs come first.
     """
     parts = [(paper, name) for paper, of in papers().items() for kind, name in of if kind == "table"]
     files = {name: OmegaConf.load(CONF / "table" / f"{name}.yaml") for _, name in parts}  # they have no defaults of their own
     tables: dict[str, Any] = {name: OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Table), one)) for name, one in files.items()}
     asked = {name: dict.fromkeys(words(table)) for name, table in tables.items()}
-    found = Counted(dict(Counter(paper for paper, _ in parts)), {paper: [] for paper, _ in parts}, [])
-    inside = GlobalHydra.instance().is_initialized()  # in a task of Hydra's, which has the same folder
-    with nullcontext() if inside else initialize_config_dir(str(CONF), version_base="1.3"):
+    found = Counted(dict(Counter(paper for paper, _ in parts)), {paper: [] for paper, _ in parts}, {paper: {} for paper, _ in parts})
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         for paper, name in sorted(parts, key=lambda part: len(asked[part[1]])):
-            if not until():
+            if not time_left(until):
                 found.left[paper].append(name)
                 continue
             for common, own in asked[name]:
                 (cfg, identity), (_, of_methods), run = composed(common), composed(own), load(common, *passes(own))
                 seeds = tables[name].seeds[: cfg.profile.seeds]
-                found.runs.extend((paper, (identity, of_methods, seed), run, cfg.precision, cfg.step == "graph") for seed in seeds)
+                found.runs[paper] |= {(identity, of_methods, seed): (run, cfg.precision, cfg.step == "graph") for seed in seeds}
     return found
 
 
-def hours(rates: Rates, found: Counted) -> pd.DataFrame:
+def hours(rates: Rates, found: Counted) -> list[dict[str, Any]]:
     """One line per paper: paper, tables ("5 of 7"), runs, steps, hours, "hours bf16 graph" where there are rates for it, left out.
 
     `left out` names the tables that were not counted. Raises KeyError for a precision of a table that has no rate.
@@ -106,36 +101,31 @@ def hours(rates: Rates, found: Counted) -> pd.DataFrame:
     bf16 and the step as a graph. A step takes max(FLOP / rate, kernel calls * seconds a call): of the optimizer, and of as many forwards
     and backwards as the methods need (a second batch, passes of their own). An evaluation is an eager forward of all held-out samples.
 
-    So these hours are too few rather than too many. What is not counted: of a step, the arithmetic and the calls of penalties and of
+    The hours are a lower bound. Not counted are, of a step, the arithmetic and the calls of penalties and of
     mixing, reading and writing memory, kernels inside one call (a fused LSTM layer), casts to bf16; of a run, probes, checkpoints,
     samples that class-balanced epochs repeat; figures, and tables of no paper. Data sets have their official sizes: none is read.
     """
-    fast = [("bf16", True)] if rates.replay is not None and "bf16" in rates.flops else []
-    columns = ["paper", "run", "steps", "hours", *("hours bf16 graph" for _ in fast)]
-    lines = [
-        (paper, run, load.steps, *(load.hours(rates, *way) for way in [(precision, graph), *fast]))
-        for paper, run, load, precision, graph in found.runs
-    ]
-    runs = pd.DataFrame(lines, columns=columns).drop_duplicates(["paper", "run"])  # tables share some
     rows = []
-    for paper, names in found.left.items():
-        mine, every = runs[runs["paper"] == paper], found.tables[paper]
-        row = {"paper": paper, "tables": f"{every - len(names)} of {every}", "runs": len(mine)}
-        rows.append(row | {column: mine[column].sum() for column in columns[2:]} | {"left out": ", ".join(sorted(names))})
-    return pd.DataFrame(rows)
+    for paper, tables in found.tables.items():
+        runs, left = found.runs[paper].values(), found.left[paper]
+        row: dict[str, Any] = {"paper": paper, "tables": f"{tables - len(left)} of {tables}", "runs": len(runs)}
+        row["steps"] = sum(load.steps for load, *_ in runs)
+        row["hours"] = sum(load.hours(rates, precision, graph) for load, precision, graph in runs)
+        if rates.replay is not None and "bf16" in rates.flops:
+            row["hours bf16 graph"] = sum(load.hours(rates, "bf16", graph=True) for load, *_ in runs)
+        rows.append(row | {"left out": ", ".join(sorted(left))})
+    return rows
 
 
 def words(table: Table) -> Iterator[tuple[Words, Words]]:
     """The overrides of each run, its methods' apart from the others, sorted, the last for each key; cells can share them.
     Of a row with `select` those of all trials, and its first choice in place of what they will pick.
     """
-    for row, (name, column) in itertools.product(table.rows, table.columns.items()):
-        for trial in [True, False] if row.select else [False]:
-            for _, values in choices(row, name)[: 1 if row.select and not trial else None]:
-                given = [*table.base, *row.overrides, *column.overrides, *values, *(row.select if trial else [])]
-                last = sorted({word.partition("=")[0]: word for word in given}.values())
-                own = tuple(word for word in last if word.startswith(("method=", "method.")))
-                yield tuple(word for word in last if word not in own), own
+    for row, name, choice, trial, overrides in variants(table):
+        if trial or not row.select or choice == choices(row, name)[0][0]:
+            last = sorted({word.partition("=")[0]: word for word in overrides}.values())
+            own = tuple(word for word in last if word.startswith(("method=", "method.")))
+            yield tuple(word for word in last if word not in own), own
 
 
 @cache
@@ -183,18 +173,6 @@ def load(common: Words, made: float, repeats: int) -> Load:
     return Load(length.steps, *step, times * flop * sum(read) / window, times * forward * batches)
 
 
-class Products(TorchDispatchMode):
-    """Counts FLOP by torch's formulas; FlopCounterMode would also try to take every other operation apart, and be slow."""
-
-    flop = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if (formula := flop_registry.get(func.overloadpacket)) is not None:
-            self.flop += formula(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 @cache
 def work(model: str, *shape: int) -> tuple[float, int, int, int]:
     """FLOP of a sample's forward, but for 2 * hidden for each class; hidden; kernel calls of a batch's forward, and of its backward.
@@ -209,12 +187,12 @@ def work(model: str, *shape: int) -> tuple[float, int, int, int]:
     logits: list[Tensor] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy CPU several would wait for each other, longer than these small operations take
-    with Products() as products:
+    with FlopCounterMode(display=False) as products:
         forward, _ = count(lambda: logits.append(net(x)))
     backward, _ = count(lambda: cross_entropy(logits[0].flatten(0, -2), y).backward())
     torch.set_num_threads(threads)
     hidden = net.classifier.in_features * (shape[0] if text else 1)
-    flop = products.flop / 2 - 2 * hidden * 2
+    flop = products.get_total_flops() / 2 - 2 * hidden * 2
     if text:
         layers = [layer for layer in net.features.modules() if not isinstance(layer, nn.Embedding)]
         flop = 2 * shape[0] * sum(p.numel() for layer in layers for p in layer.parameters(recurse=False) if p.dim() == 2)

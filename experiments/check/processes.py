@@ -12,19 +12,26 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from experiments.config import first_line
 
-if TYPE_CHECKING:
-    from experiments.check.training import Result
-
 PRELOADED = ["experiments.board", "experiments.provenance", "experiments.check.training", "experiments.check.rates"]
-Check = Callable[[str, str], "Result"]
+
+
+class Result(NamedTuple):
+    """ok: None where nothing is judged. figures: numbers by name, for check.json."""
+
+    ok: bool | None
+    text: str
+    figures: dict[str, float]
+
+
+Check = Callable[[str, str], Result]  # (case, device) -> result
 
 
 def context() -> ForkServerContext:
-    """Starts, at its first call, the process from which those of the checks are forked, and which imports what they need meanwhile."""
+    """The fork-server context. The first call starts the server, which imports PRELOADED in the background."""
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
@@ -36,9 +43,10 @@ def time_left(until: float) -> bool:
 
 
 def results(check: Check, cases: Sequence[str], device: str, until: float) -> Iterator[tuple[str, Result | None]]:
-    """Each case with its result, in order; None for those that were not reached at `until`, a time of time.monotonic().
+    """Yield (case, result) in order; the result is None for a case that had not ended at `until` (of time.monotonic()).
 
-    A case that fails on a GPU may have spoiled it for the process, so the next has a new one.
+    The cases run in one child process. After a crash, and on a GPU after any failure (the CUDA context may be unusable), the next case
+    gets a new process.
     """
     left = list(cases)
     while left and time_left(until):
@@ -52,8 +60,9 @@ def results(check: Check, cases: Sequence[str], device: str, until: float) -> It
                 yield left.pop(0), result
         except EOFError:
             process.join()
-            if code := process.exitcode:  # without a word
-                yield left.pop(0), failed(f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}")
+            if code := process.exitcode:  # the process ended before it sent a result
+                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+                yield left.pop(0), Result(False, how, {})
         finally:
             process.terminate()
             process.join()
@@ -63,18 +72,12 @@ def results(check: Check, cases: Sequence[str], device: str, until: float) -> It
 
 
 def tried(check: Check, case: str, device: str) -> Result:
-    """The check's result, or what it raised as one."""
+    """The check's result; an exception becomes a failed result."""
     try:
         return check(case, device)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        return failed(f"{type(error).__name__}: {first_line(error)} ({place.filename}:{place.lineno})")
-
-
-def failed(text: str) -> Result:
-    from experiments.check.training import Result
-
-    return Result(False, text, {})
+        return Result(False, f"{type(error).__name__}: {first_line(error)} ({place.filename}:{place.lineno})", {})
 
 
 def _work(check: Check, cases: Sequence[str], device: str, there: Connection) -> None:

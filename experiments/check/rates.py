@@ -7,12 +7,10 @@ import torch
 from experiments.bench.configs import composed
 from experiments.bench.gpu import LAUNCHES, launches, lstm, recorded
 from experiments.bench.sides import Side, convolution, suite
-from experiments.check.training import Result
-from experiments.graph import aside
+from experiments.check.processes import Result
 
 FORMATS = {"fp32": (torch.float32, False), "tf32": (torch.float32, True), "bf16": (torch.bfloat16, False)}
 STREAMS = (1, 4, 16)
-KERNELS = 200  # of a recording that is replayed on many streams
 
 
 def fastest(side: Side, rounds: int = 3, least: float = 0.1) -> float:
@@ -58,26 +56,16 @@ def rate(case: str, device: str) -> Result:
 
 
 def streams(device: torch.device) -> Result:
-    """Small kernels a second, recorded and replayed on so many streams at once."""
+    """Small kernels a second, replayed from CUDA graphs on 1, 4 and 16 streams at once."""
     found = {}
     for count in STREAMS:
-        replays = []
-        for _ in range(count):
-            number = torch.zeros(1, device=device)
-            stream = torch.cuda.Stream()
-            with torch.cuda.stream(stream):
-                graph = torch.cuda.CUDAGraph()
-                aside(lambda number=number: number.add_(1))  # type: ignore[misc]
-                with torch.cuda.graph(graph, stream=stream):
-                    for _ in range(KERNELS):
-                        number.add_(1)
-            replays.append((stream, graph))
+        pairs = [(torch.cuda.Stream(), recorded(launches(device))) for _ in range(count)]
 
-        def step(replays: list[tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]] = replays) -> None:
-            for stream, graph in replays:
+        def step(pairs: list[tuple[torch.cuda.Stream, Side]] = pairs) -> None:
+            for stream, side in pairs:
                 with torch.cuda.stream(stream):
-                    graph.replay()
+                    side.step()
 
-        found[f"{count} streams"] = count * KERNELS / fastest(Side(step, device))
+        found[f"{count} streams"] = count * LAUNCHES / fastest(Side(step, device))
     text = ", ".join(f"{value / 1e6:.2f} M/s on {name}" for name, value in found.items())
     return Result(None, f"small kernels: {text}", found)

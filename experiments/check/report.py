@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tabulate import tabulate
@@ -15,11 +15,17 @@ from tabulate import tabulate
 from experiments.bench.machine import units
 from experiments.provenance import commit, device_name
 
-Line = dict[str, Any]  # part, case, ok (None: nothing to judge), text, figures; or of a paper, see papers.hours
+LATE = "no time was left"
 
 
-def line(part: str, case: str, ok: bool | None, text: str, figures: Mapping[str, float] | None = None) -> Line:
-    return {"part": part, "case": case, "ok": ok, "text": text, "figures": figures or {}}
+class Line(NamedTuple):
+    """The result of one case of a part. ok: None where nothing is judged."""
+
+    part: str
+    case: str
+    ok: bool | None
+    text: str
+    figures: Mapping[str, float] = {}
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -34,31 +40,30 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def driver() -> str:
-    """The version of NVIDIA's driver, as far as its own command tells."""
+    """The NVIDIA driver's version as nvidia-smi reports it, or "unknown"."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     if shutil.which(command[0]) is None:
         return "unknown"
     return subprocess.run(command, capture_output=True, text=True).stdout.split("\n")[0] or "unknown"
 
 
-def table(lines: Sequence[Line], papers: Sequence[Line], meaning: Mapping[str, str]) -> str:
+def table(lines: Sequence[Line], papers: Sequence[Mapping[str, Any]], meaning: Mapping[str, str]) -> str:
     """A row for each part, with how many of its cases passed and its meaning; for each case that failed; each rate; and each paper."""
     rows = []
-    for title in dict.fromkeys(each["part"] for each in lines):
-        mine = [each for each in lines if each["part"] == title]
-        judged = [each["ok"] for each in mine if each["ok"] is not None]
+    for title in dict.fromkeys(each.part for each in lines):
+        mine = [each for each in lines if each.part == title]
+        judged = [each.ok for each in mine if each.ok is not None]
         if judged:
-            rows.append([title, f"{sum(judged)} of {len(judged)}", meaning[title] if len(mine) > 1 else mine[0]["text"]])
-        rows += [[f"{title}, {each['case']}", "FAILED", each["text"]] for each in mine if each["ok"] is False and each["case"]]
-        late = [each["case"] for each in mine if each["text"] == "no time was left"]
-        rows += [[each["case"] or title, "", each["text"]] for each in mine if each["ok"] is None and each["case"] not in late]
-        if late:
-            rows.append([title, "", f"no time was left for {', '.join(late) or 'it'}"])
+            rows.append([title, f"{sum(judged)} of {len(judged)}", meaning[title] if len(mine) > 1 else mine[0].text])
+        rows += [[f"{title}, {each.case}", "FAILED", each.text] for each in mine if each.ok is False]
+        rows += [[each.case or title, "", each.text] for each in mine if each.ok is None and each.text != LATE]
+        if late := [each.case for each in mine if each.text == LATE]:
+            rows.append([title, "", f"{LATE} for {', '.join(late)}"])
     rows += [[f"tables of {each['paper']}", "", estimate(each)] for each in papers]
     return tabulate(rows, ["check", "passed", "what"], maxcolwidths=[None, None, 100])
 
 
-def estimate(paper: Line) -> str:
+def estimate(paper: Mapping[str, Any]) -> str:
     """What a paper's tables take, in words."""
     if not paper["runs"]:
         return "no time was left to count them"

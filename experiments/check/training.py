@@ -1,32 +1,28 @@
-"""Whether methods train on a device as they do on the CPU, in every way that a run can be asked for."""
+"""Checks that methods train on a device as on the CPU: precisions, CUDA graphs, resuming, runs side by side."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from experiments import store
 from experiments.apart import apart
 from experiments.bench.configs import composed
 from experiments.check.draws import DrawnOnCPU
+from experiments.check.processes import Result
 from experiments.config import options
-from experiments.train import make_trainer, train
+from experiments.train import folder, make_trainer, train
 from experiments.trainer import Trainer
 
 STEPS = 20
-TOLERANCE = 1e-3  # the length of the difference between two updates of the weights, over that of one of them
+TOLERANCE = 1e-3  # largest allowed relative difference, in norm: between two updates, or between the weights of two runs
 LEARNS = 30  # the accuracy in percent that the small network must reach; chance is 10
 # An epoch is nine batches of 20 images and one of two: as few as batch normalisation takes.
 IMAGES = ("dataset=digits", "++dataset.train=182", "profile.test=500", "model=net2c", "norm=bn", "optim.lr=0.02", "optim.momentum=0.9")
@@ -41,7 +37,7 @@ WORDS = (
     "norm=none",
     "optim.lr=2",
 )
-# What else has code of its own for a device: recurrent layers, fused and step by step, and norm layers.
+# Layers with device code of their own: fused and stepped LSTM, norm layers.
 MORE = {
     "lstm, fused": (*WORDS, "method=per"),
     "lstm, stepped": (*WORDS, "method=per", "model.variational_dropout=true"),
@@ -51,16 +47,8 @@ MORE = {
 WEIGHTS = {"l1": 1e-6, "l2": 1e-6}  # with their defaults, which are for large networks, all activations of this one become 0
 
 
-class Result(NamedTuple):
-    """What a check found. ok: None where there is nothing to judge. figures: numbers by name, for check.json."""
-
-    ok: bool | None
-    text: str
-    figures: dict[str, float]
-
-
 def cases(device: str) -> list[str]:
-    """Every method of conf/method, and what else has code of its own."""
+    """All methods, and the configs of MORE."""
     return [*options("method"), *MORE]
 
 
@@ -71,15 +59,10 @@ def config(case: str, device: str, *more: str) -> DictConfig:
     return composed([*words, "balanced=false", "batch_size=20", "epochs=2", "runtime.threads=1", f"runtime.device={device}", *more])
 
 
-def batches(trainer: Trainer) -> Iterator[tuple[Tensor, ...]]:
-    """The samples of one batch after the other, epoch after epoch."""
-    return itertools.chain.from_iterable(trainer.samples() for _ in itertools.count())
-
-
 def trained(cfg: DictConfig, steps: int) -> Trainer:
-    """A run after so many steps."""
+    """The trainer of `cfg` after `steps` steps."""
     trainer = make_trainer(cfg)
-    for samples in itertools.islice(batches(trainer), steps):
+    for samples in itertools.islice(trainer.endless(), steps):
         trainer.take_step(*samples)
     return trainer
 
@@ -94,7 +77,7 @@ def weights(trainer: Trainer) -> Tensor:
 
 
 def difference(one: Trainer, other: Trainer) -> float:
-    """Between the weights of two runs: its length over that of the first's."""
+    """The norm of the difference between two runs' weights, relative to the first run's."""
     return float((weights(one) - weights(other)).norm() / weights(one).norm())
 
 
@@ -104,16 +87,16 @@ def same_bits(one: Trainer, other: Trainer) -> bool:
     return all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))
 
 
-# Each of these takes a case and a device.
+# The checks: (case, device) -> Result. The first line of each docstring is printed in the table.
 
 
 def fp32_as_on_the_cpu(case: str, device: str) -> Result:
-    """Twenty updates, each from the same weights and with the same samples and random numbers on both sides, in fp32.
+    """Twenty updates equal the CPU's in fp32, each from the same weights, with the same samples and random numbers.
 
-    On a CPU the other side does without oneDNN, whose kernels are what could be wrong there.
+    On a CPU the reference runs without oneDNN, whose kernels are what is checked.
     """
     reference, tried = (make_trainer(config(case, place)) for place in ("cpu", device))
-    sides = [(reference, batches(reference), DrawnOnCPU(), device != "cpu"), (tried, batches(tried), DrawnOnCPU(), True)]
+    sides = [(reference, reference.endless(), DrawnOnCPU(), device != "cpu"), (tried, tried.endless(), DrawnOnCPU(), True)]
     gaps = []
     for _ in range(STEPS):
         give(reference, tried)
@@ -151,10 +134,10 @@ def learns_in_bf16(case: str, device: str) -> Result:
 
 
 def graph_is_eager(case: str, device: str) -> Result:
-    """Sixty recorded steps over sixty eager ones, the smaller last batch of each epoch among them, with deterministic kernels."""
+    """Sixty steps with step=graph give the weights of sixty eager ones, smaller last batches included, with deterministic kernels."""
     eager, graph = (trained(config(case, device, "deterministic=true", f"step={step}"), 3 * STEPS) for step in ("eager", "graph"))
     gap, same = difference(eager, graph), same_bits(eager, graph)
-    recordings = len(graph.replayed.replays) if graph.replayed is not None else 0
+    recordings = len(graph.replayed.graphs) if graph.replayed is not None else 0
     text = f"{'the same bits' if same else f'{gap:.0e} between weights'}, {recordings} recordings"
     return Result(recordings > 0 and gap <= TOLERANCE, text, {"gap": gap, "recordings": recordings})
 
@@ -190,7 +173,7 @@ def side_by_side(case: str, device: str) -> Result:
 
 
 def out_of_memory(case: str, device: str) -> Result:
-    """A run beside a process that asks for more memory than there is, and fails."""
+    """A run has the numbers that it has alone while another process runs out of GPU memory."""
     return beside(device, seeds=(1,), task=exhaust)
 
 
@@ -199,14 +182,8 @@ def exhaust(cfg: DictConfig) -> None:
     torch.empty(2 * torch.cuda.get_device_properties(cfg.runtime.device).total_memory, dtype=torch.uint8, device=cfg.runtime.device)
 
 
-def quiet(cfg: DictConfig) -> None:
-    """`train`, which says nothing."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        train(cfg)
-
-
 def beside(device: str, seeds: tuple[int, ...], task: Callable[[DictConfig], None] | None = None) -> Result:
-    """Whether runs that are trained at once, with another task beside them, have the numbers that each has alone."""
+    """Train the seeds one by one, then all at once beside `task`, and compare their metrics."""
     with tempfile.TemporaryDirectory() as root, ThreadPoolExecutor() as pool:
         words = ["deterministic=true", "runtime.runs_per_device=3"]
         cfgs = {
@@ -215,13 +192,13 @@ def beside(device: str, seeds: tuple[int, ...], task: Callable[[DictConfig], Non
             for seed in seeds
         }
         for seed in seeds:
-            apart(quiet, cfgs["alone", seed])
-        together = [pool.submit(apart, quiet, cfgs["together", seed]) for seed in seeds]
+            apart(train, cfgs["alone", seed])
+        together = [pool.submit(apart, train, cfgs["together", seed]) for seed in seeds]
         failing = None if task is None else pool.submit(apart, task, cfgs["together", seeds[0]])
         for run in together:
             run.result()
         error = None if failing is None else failing.exception()
-        found = {key: store.find(Path(cfg.runtime.runs), [store.run_id(cfg)])[store.run_id(cfg)].metrics() for key, cfg in cfgs.items()}
+        found = {key: folder(cfg).metrics() for key, cfg in cfgs.items()}
     same = all(found["alone", seed] == found["together", seed] for seed in seeds)
     expected = task is None or isinstance(error, torch.OutOfMemoryError)
     text = "the same numbers as alone" if same else "other numbers than alone"

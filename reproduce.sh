@@ -10,7 +10,7 @@ usage() {
 ./reproduce.sh figure NAME...          figures, where tables have the same names
 ./reproduce.sh PAPER [KEY=VALUE]       a whole paper: its plan, all its tables and figures, its verdicts; all: every paper
 ./reproduce.sh KEY=VALUE...            the demonstration with other settings, such as profile=smoke
-./reproduce.sh check [KEY=VALUE]       checks that this machine trains correctly, and measures its speed: two minutes
+./reproduce.sh check [PART...]         checks that this machine trains correctly, and measures its speed: two minutes
 ./reproduce.sh test [ARGUMENTS]        all tests with coverage, or pytest with your arguments
 ./reproduce.sh setup                   only install the locked packages into .venv; the others do so if needed
 

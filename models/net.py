@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +56,14 @@ class Net(nn.Module):
 
 
 class Unrecorded(tuple[Tensor, ...]):
-    """Stands for activations that were not recorded: iterating over it raises AttributeError."""
+    """Stands for activations that were not recorded: reading it raises AttributeError."""
 
-    def __iter__(self) -> Iterator[Tensor]:
-        raise AttributeError("activations are recorded only for methods with `activations = True` (or `preactivations = True`)")
+    def _refuse(self, *_: object) -> NoReturn:
+        raise AttributeError(
+            "(pre)activations were read that no method of this run asks for: add `activations = True` or `preactivations = True` to the class"
+        )
+
+    __iter__ = __getitem__ = __len__ = _refuse
 
 
 class Recording(list[Tensor]):

@@ -19,7 +19,7 @@ LOW_BITS = 1 << 16  # a bfloat16 is the upper half of a float32
 class Pass:
     """One batch after its forward: h = features [N, d], logits [N, K], and what flowed through the taps, first to last.
 
-    preactivations: the activations before their non-linearity. Iterating over either raises AttributeError unless a method asks for it.
+    preactivations: the activations before their non-linearity. Reading either raises AttributeError unless a method asks for it.
     """
 
     batch: Batch

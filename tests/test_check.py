@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,14 +18,14 @@ from test_trainer import data_home
 from torch import Generator, Tensor
 
 from experiments.check import __main__ as command
-from experiments.check import papers, processes, rates, training
+from experiments.check import papers, processes, rates, report, training
 from experiments.check.draws import DrawnOnCPU
 from experiments.check.training import Result
 from experiments.config import ConfigError
 from experiments.trainer import Trainer
 
 __all__ = ["data_home"]  # a fixture
-SOME = ["itdm_c", "puzzlemix", "per", "lstm, stepped"]
+SOME = ["itdm_c", "puzzlemix", "per", "lstm stepped"]
 
 
 # The same random numbers on two devices
@@ -94,7 +94,7 @@ def test_a_resume_that_forgets_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_network_that_does_not_learn_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "train_step", lambda self, batch, second: None)
-    assert not training.learns_in_bf16("vanilla", "cpu").ok and not training.learns_in_bf16("lstm, fused", "cpu").ok
+    assert not training.learns_in_bf16("vanilla", "cpu").ok and not training.learns_in_bf16("lstm fused", "cpu").ok
 
 
 @pytest.mark.parametrize(("error", "ok"), [(torch.OutOfMemoryError("CUDA out of memory"), True), (RuntimeError("device lost"), False)])
@@ -156,6 +156,10 @@ def test_what_takes_longer_than_the_budget_is_ended() -> None:
         (["fp23"], "check: fp23 is not allowed; parts: fp32, bf16"),
         (["budget=soon"], "budget: soon is not allowed"),
         (["budget=0"], "budget: 0 is not allowed"),
+        (["budget=99999999999"], "budget: 99999999999 is not allowed"),
+        (["out="], "out: nothing is not allowed"),
+        (["out=/dev/null"], "out: /dev/null is not allowed"),
+        (["out=conf"], "out: conf is not allowed"),
         (["steps=3"], "steps: there is no such key; allowed: budget, device, out"),
         (["device=tpu"], "runtime.device: tpu is not allowed"),
         *([] if torch.cuda.is_available() else [(["device=cuda"], "runtime.device: cuda was asked for, and torch finds no GPU")]),
@@ -163,8 +167,8 @@ def test_what_takes_longer_than_the_budget_is_ended() -> None:
 )
 def test_bad_words_are_refused(words: list[str], says: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says.replace(".", r"\.")):
-        command.check([*words, f"out={tmp_path / 'check.json'}"])
-    assert not (tmp_path / "check.json").exists()
+        command.check([f"out={tmp_path / 'check.json'}", *words])
+    assert not (tmp_path / "check.json").exists() and Path("/dev/null").is_char_device()
 
 
 def test_table_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,44 +184,59 @@ def test_table_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(command, "results", found)
     assert not command.check(["fp32", "graph", "rates", "device=cpu", f"out={tmp_path / 'check.json'}"])
     shown, count = capsys.readouterr(), len(training.cases("cpu"))
-    assert f"fp32 as on the CPU         {count - 2} of {count - 1}  Twenty updates" in shown.out
-    assert "fp32 as on the CPU, mixup  FAILED    text of mixup" in shown.out and "no time was left for vcl" in shown.out
+    assert f"fp32 as the reference {count - 2} of {count - 1} Twenty updates" in " ".join(shown.out.split())
+    assert "fp32 as the reference, mixup  FAILED    text of mixup" in shown.out and f"no time was left for 1 of {count}: vcl" in shown.out
     assert "needs a GPU" in shown.out and f"1 of {count - 1} checks FAILED" in shown.out and "launches" in shown.out
-    assert "fp32 as on the CPU, cutmix: ok, text of cutmix" in shown.err
+    assert "fp32 as the reference, cutmix: ok, text of cutmix" in shown.err
     kept = json.loads((tmp_path / "check.json").read_text())
     assert {"device", "torch", "commit"} <= {*kept["machine"]} and len(kept["checks"]) == count + 1 + len(rates.cases("cpu"))
-    assert {"part": "fp32 as on the CPU", "case": "mixup", "ok": False, "text": "text of mixup", "figures": {"gap": 0.5}} in kept["checks"]
+    assert {"part": "fp32 as the reference", "case": "mixup", "ok": False, "text": "text of mixup", "figures": {"gap": 0.5}} in kept[
+        "checks"
+    ]
 
 
-def test_the_tables_hours_follow_from_the_rates(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of one table of one paper; `papers` alone measures the rates, which are made up here."""
+def test_the_tables_hours_follow_from_the_rates(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one table of one paper; the rates are made up."""
     load = papers.Load(10_000, 1e12, 10, 0, 0)
     runs: dict[str, dict[Any, Any]] = {"mine": {seed: (load, "fp32", False) for seed in range(3)}}
-    monkeypatch.setattr(
-        command.ProcessPoolExecutor, "submit", lambda self, work, until: done(papers.Counted({"mine": 2}, {"mine": ["b"]}, runs))
-    )
-    monkeypatch.setattr(
-        command, "results", lambda check, cases, *_: [(case, Result(None, "", {"seconds": 1e-5, "flops": 1e12})) for case in cases]
-    )
-    assert command.check(["papers", "device=cpu", f"out={tmp_path / 'check.json'}"])
-    shown = capsys.readouterr().out
-    assert "tables of mine" in shown and "at least 8.3 hours" in shown and "3 runs, 30,000 steps; not counted: b" in shown
+    counting: Any = SimpleNamespace(get=lambda timeout: papers.Counted({"mine": 2}, {"mine": ["b"]}, runs))
+    lines = [report.Line("rates", case, None, "", {"seconds": 1e-5, "flops": 1e12}) for case in rates.cases("cpu")]
+    shown = report.table(lines, command.estimates(lines, counting), {})
+    assert "tables of mine" in shown and "1 of 2 tables, 3 runs, 30,000 steps" in shown
+    assert "more than 8.3 hours; not counted: b" in " ".join(shown.split())
+    assert command.estimates(lines[1:], counting) == [] and "rates are missing" in capsys.readouterr().out
 
 
-def done(value: Any) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_result(value)
-    return future
+@pytest.mark.parametrize(
+    ("hours", "said"), [(0.123, "0.12 hours"), (30, "30 hours"), (49, "2 days"), (9000, "380 days"), (838_376.6, "96 years")]
+)
+def test_spans_of_time(hours: float, said: str) -> None:
+    assert report.span(hours) == said
+
+
+def test_a_budget_that_reaches_nothing_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not command.check(["last", "budget=1", "device=cpu", f"out={tmp_path / 'check.json'}"])
+    count = len(training.cases("cpu"))
+    assert f"0 checks passed, {count} not reached in 1 s (budget=...)" in capsys.readouterr().out
+
+
+def test_what_is_there_is_kept_after_ctrl_c(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(check: Any, cases: list[str], *_: object) -> Any:
+        yield cases[0], Result(True, "well", {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "results", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command.check(["fp32", "device=cpu", f"out={tmp_path / 'check.json'}"])
+    assert [each["text"] for each in json.loads((tmp_path / "check.json").read_text())["checks"]] == ["well"]
 
 
 def test_the_command_itself(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "experiments.check"]
-    done = subprocess.run([*words, "last", "side", "budget=100", f"out={tmp_path}/deep/check.json"], capture_output=True, text=True)
+    done = subprocess.run([*words, "last", "side", "budget=3000", f"out={tmp_path}/deep/check.json"], capture_output=True, text=True)
     assert (
         done.returncode == 0
-        and f"all {len(training.cases('cpu')) + 1} checks passed" in done.stdout
+        and f"{len(training.cases('cpu')) + 1} checks passed" in done.stdout
         and (tmp_path / "deep/check.json").exists()
     ), done.stderr
     refused = subprocess.run([*words, "budget=x"], capture_output=True, text=True)

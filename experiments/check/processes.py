@@ -34,7 +34,9 @@ def context() -> ForkServerContext:
     """The fork-server context. The first call starts the server, which imports PRELOADED in the background."""
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(PRELOADED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for this process alone, which ends the others
     forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return found
 
 

@@ -43,7 +43,7 @@ def rate(case: str, device: str) -> Result:
         batch = 150 if device != "cpu" else 16
         side, gflop = convolution(batch, 128, 32, place, *FORMATS[rest])
         flops = 1e9 * gflop / fastest(side)
-        return Result(None, f"{flops / 1e12:.3g} TFLOP/s, 3x3, 128 channels, 32x32, batch {batch}", {"flops": flops})
+        return Result(None, f"{flops / 1e9:,.0f} GFLOP/s, 3x3, 128 channels, 32x32, batch {batch}", {"flops": flops})
     if what == "lstm":
         seconds = fastest(lstm(FORMATS[rest][0], place))
         return Result(None, f"{1e3 * seconds:.2f} ms forward and backward: two layers of 650, 35 words, batch 20", {"seconds": seconds})

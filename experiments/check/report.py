@@ -36,7 +36,8 @@ def machine(device: str) -> dict[str, Any]:
     else:
         about |= {"memory": f"{torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB", "CUDA": torch.version.cuda}
         about |= {"cuDNN": torch.backends.cudnn.version(), "driver": driver()}
-    return about | {"cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version(), **commit()}
+    about |= {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
+    return about | {"torch": torch.__version__, "python": platform.python_version(), **commit()}
 
 
 def driver() -> str:
@@ -58,16 +59,26 @@ def table(lines: Sequence[Line], papers: Sequence[Mapping[str, Any]], meaning: M
         rows += [[f"{title}, {each.case}", "FAILED", each.text] for each in mine if each.ok is False]
         rows += [[each.case or title, "", each.text] for each in mine if each.ok is None and each.text != LATE]
         if late := [each.case for each in mine if each.text == LATE]:
-            rows.append([title, "", f"{LATE} for {', '.join(late)}"])
+            rows.append([title, "", f"{LATE} for {len(late)} of {len(mine)}: {', '.join(late)}"])
     rows += [[f"tables of {each['paper']}", "", estimate(each)] for each in papers]
     return tabulate(rows, ["check", "passed", "what"], maxcolwidths=[None, None, 100])
 
 
 def estimate(paper: Mapping[str, Any]) -> str:
-    """What a paper's tables take, in words."""
+    """The time that a paper's tables take, in words."""
     if not paper["runs"]:
         return "no time was left to count them"
-    text = f"at least {paper['hours']:,.1f} hours, one run after another: {paper['runs']:,} runs, {paper['steps']:,} steps"
+    text = (
+        f"{paper['tables']} tables, {paper['runs']:,} runs, {paper['steps']:,} steps, one after another: more than {span(paper['hours'])}"
+    )
     if "hours bf16 graph" in paper:
-        text += f"; {paper['hours bf16 graph']:,.1f} with precision=bf16 step=graph"
+        text += f"; with precision=bf16 step=graph more than {span(paper['hours bf16 graph'])}"
     return text + (f"; not counted: {paper['left out']}" if paper["left out"] else "")
+
+
+def span(hours: float) -> str:
+    """Two digits, in hours, days or years."""
+    for size, unit in ((24 * 365, "years"), (24, "days")):
+        if hours >= 2 * size:
+            return f"{float(f'{hours / size:.2g}'):,.4g} {unit}"
+    return f"{hours:.2g} hours"

@@ -39,8 +39,8 @@ WORDS = (
 )
 # Layers with device code of their own: fused and stepped LSTM, norm layers.
 MORE = {
-    "lstm, fused": (*WORDS, "method=per"),
-    "lstm, stepped": (*WORDS, "method=per", "model.variational_dropout=true"),
+    "lstm fused": (*WORDS, "method=per"),
+    "lstm stepped": (*WORDS, "method=per", "model.variational_dropout=true"),
     "no norm": (*IMAGES, "method=vanilla", "norm=none"),
     "unitization": (*IMAGES, "method=vanilla", "norm=unitization"),
 }
@@ -109,7 +109,7 @@ def fp32_as_on_the_cpu(case: str, device: str) -> Result:
         gaps.append(float((weights(tried) - start - update).norm() / update.norm().clamp(min=1e-30)))
     middle, worst = statistics.median(gaps), max(gaps)
     # The median: rounding can turn a comparison (which of two pixels is the maximum, what a mask shows), and so change one step.
-    text = f"{middle:.0e} between updates in the median of {STEPS} steps ({TOLERANCE:.0e} is allowed), at most {worst:.0e}"
+    text = f"updates differ by {middle:.0e} (median of {STEPS} steps; {TOLERANCE:.0e} is allowed)"
     return Result(middle <= TOLERANCE, text, {"median": middle, "largest": worst})
 
 
@@ -148,7 +148,7 @@ def last_batch(case: str, device: str) -> Result:
     sizes = [samples[0].numel() for samples in trainer.samples()]
     trainer.train_epoch()
     loss = trainer.rows[-1]["test/ce"]
-    return Result(sizes[-1] < sizes[0], f"{sizes[-1]} of {sizes[0]}, test loss {loss:.2f}", {"test/ce": loss})
+    return Result(sizes[-1] < sizes[0], f"last batch of {sizes[-1]}, the others of {sizes[0]}; test loss {loss:.2f}", {"test/ce": loss})
 
 
 def resumes(case: str, device: str) -> Result:

@@ -15,9 +15,9 @@ def bce(logits: Tensor, target: Tensor) -> Tensor:
 
     target: labels [N] or class probabilities [N, K]. About 2 / K of the cross-entropy, which its learning rates go with.
     """
-    p = logits.softmax(1).clamp(max=1)  # rounding can pass 1
-    # binary_cross_entropy raises on NaN, on a GPU by a device assertion that ends the process. The last term is 0, and NaN where p is.
-    return binary_cross_entropy(p.nan_to_num(), soft(target, logits.shape[1])) + 0 * p.sum()
+    p, q = logits.softmax(1).clamp(max=1), soft(target, logits.shape[1])  # rounding can pass 1
+    # binary_cross_entropy raises on NaN, on a GPU by a device assertion that ends the process. The last term is 0, or NaN where p or q is.
+    return binary_cross_entropy(p.nan_to_num(), q.nan_to_num()) + 0 * (p + q).sum()
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "bce": bce}

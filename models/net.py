@@ -60,7 +60,7 @@ class Unrecorded(tuple[Tensor, ...]):
 
     def _refuse(self, *_: object) -> NoReturn:
         raise AttributeError(
-            "(pre)activations were read that no method of this run asks for: add `activations = True` or `preactivations = True` to the class"
+            "(pre)activations were read that no method asks for: add `activations = True` or `preactivations = True` to its class"
         )
 
     __iter__ = __getitem__ = __len__ = _refuse

@@ -23,6 +23,8 @@ from experiments.check.draws import DrawnOnCPU
 from experiments.check.training import Result
 from experiments.config import ConfigError
 from experiments.trainer import Trainer
+from regularizers.activation import ActivationPenalty
+from regularizers.lamix import LaMix
 
 __all__ = ["data_home"]  # a fixture
 SOME = ["itdm_c", "puzzlemix", "per", "lstm stepped"]
@@ -83,6 +85,17 @@ def test_a_device_that_computes_otherwise_is_seen(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Trainer, "forward", rounded)
     found = training.fp32_as_on_the_cpu("no norm", "cpu")
     assert not found.ok and found.figures["median"] > training.TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["per", "lamix"])
+def test_a_method_that_does_nothing_on_a_device_is_seen(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    """PER without its edit, and LaMix without pairs, which it has in every second step."""
+    edit, mix = ActivationPenalty.edit, LaMix.mix
+    plain: Any = torch.backends.mkldnn
+    monkeypatch.setattr(ActivationPenalty, "edit", lambda *args: args[3] if plain.enabled else edit(*args))
+    monkeypatch.setattr(LaMix, "mix", lambda *args: (args[1].x, args[3]) if plain.enabled else mix(*args))
+    found = training.fp32_as_on_the_cpu(case, "cpu")
+    assert not found.ok and found.figures["close"] < training.CLOSE
 
 
 def test_a_resume_that_forgets_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

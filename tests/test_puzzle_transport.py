@@ -10,7 +10,7 @@ from test_puzzle_mask import WAITS
 from torch import Generator, Tensor
 from torch.autograd.profiler import profile
 
-from regularizers.puzzle_transport import assignment, moved
+from regularizers.puzzle_transport import assignment, compared_cheapest, moved, scattered_cheapest
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # the arrays are small
 
@@ -154,6 +154,16 @@ def test_moved_is_a_loop_over_cells(channels: int, size: int, side: int, dtype: 
                 there = found[one, :, row * h : (row + 1) * h, column * h : (column + 1) * h]
                 here = x[one, :, above * h : (above + 1) * h, left * h : (left + 1) * h]
                 assert torch.equal(there, here if taken[one, place] else torch.zeros_like(here))
+
+
+@pytest.mark.parametrize(("count", "cells"), [(1, 1), (3, 4), (5, 64), (2, 256)])
+def test_both_ways_to_find_the_cheapest_agree(count: int, cells: int) -> None:
+    """With equal costs, and places where nobody comes."""
+    rng = Generator().manual_seed(cells)
+    for _ in range(5):
+        least = torch.randint(3, (count, cells), generator=rng).float()
+        place = torch.randint(cells, (count, cells), generator=rng)
+        assert torch.equal(scattered_cheapest(least, place), compared_cheapest(least, place))
 
 
 def test_nothing_waits_for_the_host() -> None:

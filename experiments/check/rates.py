@@ -33,6 +33,8 @@ def rate(case: str, device: str) -> Result:
     """One of them, as a line and as a figure."""
     what, _, rest = case.partition(" ")
     place = torch.device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # streams and graphs are made on the current one
     if what in ("launches", "replays"):
         small = launches(place)
         each = fastest(recorded(small) if what == "replays" else small) / LAUNCHES

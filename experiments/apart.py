@@ -12,8 +12,8 @@ from threading import Lock
 
 from omegaconf import DictConfig
 
-from experiments import store
 from experiments.cli import RunFailed
+from experiments.identity import run_dir
 
 # Imported once, in a process from which those of the runs are forked: seconds saved at each. It touches no GPU and starts no thread.
 PRELOADED = ["experiments.trainer", "experiments.board", "experiments.provenance"]
@@ -57,7 +57,7 @@ def apart(task: Callable[[DictConfig], None], cfg: DictConfig) -> None:
         process.join()
         code = process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        error = RunFailed(f"{store.run_dir(cfg)}: its process {how}; ask again and it goes on from its last checkpoint")
+        error = RunFailed(f"{run_dir(cfg)}: its process {how}; ask again and it goes on from its last checkpoint")
     except KeyboardInterrupt:
         process.terminate()
         raise

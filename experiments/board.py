@@ -11,6 +11,8 @@ from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from experiments.identity import target_name
+
 
 class _Writer(event_file_writer._AsyncWriterThread):
     """What the disk says is raised by the next call (its `exception`), not printed as well."""
@@ -55,7 +57,7 @@ def add(board: SummaryWriter, row: dict[str, float]) -> None:
 
 def settings(cfg: DictConfig) -> dict[str, bool | int | float | str]:
     """The config's choices and numbers, flat, as the HParams tab takes them: lists are left out."""
-    targets = {group: str(cfg[group]._target_).rsplit(".", 1)[-1] for group in ("dataset", "model", "norm")}
+    targets = {group: target_name(cfg[group]._target_) for group in ("dataset", "model", "norm")}
     nodes = {"model": cfg.model, "optim": cfg.optim} | {f"method.{name}": node for name, node in cfg.method.items()}
     pairs = {f"{path}.{key}": value for path, node in nodes.items() for key, value in node.items() if not str(key).startswith("_")}
     numbers = {key: value for key, value in pairs.items() if isinstance(value, bool | int | float)}

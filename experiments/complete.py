@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from functools import partial
 from pathlib import Path
@@ -27,15 +27,19 @@ QUEUE_SECONDS = 5.0  # between two looks at a cluster's queue
 SAY_SECONDS = 20.0  # between two lines that say how far a cluster is
 
 
-def find(wanted: Jobs, root: str) -> dict[str, store.Run]:
-    return store.find(Path(root), wanted["id"])
+def find(wanted: Jobs, root: str, shared: Mapping[str, store.Run] | None = None) -> dict[str, store.Run]:
+    """The stored runs, and those of `shared`, the published ones, in place of runs without a result."""
+    own, shared = store.find(Path(root), wanted["id"]), shared or {}
+    lacking = [identity for identity in wanted["id"] if identity in shared and (identity not in own or own[identity].result() is None)]
+    return own | {identity: shared[identity] for identity in lacking}
 
 
-def complete(table: Table, asked: Jobs, runtime: DictConfig, wait: bool = True) -> list[str]:
+def complete(table: Table, asked: Jobs, runtime: DictConfig, wait: bool = True, shared: Mapping[str, store.Run] | None = None) -> list[str]:
     """Train what is missing, and of rows with `select` what is picked once their trials have ended; each run is tried once.
 
     What counts is the runs' own files, whatever a launcher says. Runs that other processes train, or that are in a cluster's queue, are
-    waited for, and taken over when those end without a result. wait: false submits what it can and returns.
+    waited for, and taken over when those end without a result. wait: false submits what it can and returns. shared: published runs that
+    count as done.
     Returns the lines of bad input that jobs met (a data set that is not there, say): those runs stay missing.
     """
     overrides = dict(zip(asked["id"], asked["overrides"], strict=True))
@@ -46,7 +50,7 @@ def complete(table: Table, asked: Jobs, runtime: DictConfig, wait: bool = True) 
         with cluster.turn(root) if on_cluster else contextlib.nullcontext():
             began = time.monotonic()
             queue = _queue(root, tidy=on_cluster)  # first: a job that ends in between has then left its files
-            found = find(asked, runtime.runs)
+            found = find(asked, runtime.runs, shared)
             states = {identity: run.state for identity, run in found.items()}  # before `due`: a trial that ends now is not passed over
             now_due = list(dict.fromkeys(identity for jobs in due(table, asked, found) for identity in jobs["id"]))
             left = [identity for identity in now_due if states.get(identity, "missing") in ("missing", "resumable", "failed")]

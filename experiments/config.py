@@ -9,12 +9,17 @@ import re
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.identity import target_name
+
+GROUPS = ("dataset", "model", "norm", "schedule", "method", "probe")  # whose files name what a run is made of, by `_target_`
 ALLOWED_TARGETS = ("data.", "models.", "regularizers.", "experiments.", "torch.nn.", "torch.optim.")
 
 
@@ -160,6 +165,8 @@ def wanted(error: OmegaConfBaseException) -> str:
 
 def check(cfg: DictConfig, targets: bool = True) -> None:
     """Raises ConfigError on the first value that cannot be run. `targets`: that the code takes its options too, which imports it."""
+    from experiments.cli import CONF
+
     for path, kind in (("", Config), ("optim", Optim), ("evaluate", Evaluate), ("profile", Profile), ("runtime", Runtime)):
         known = [field.name for field in fields(kind)]
         for key in {*known, *(cfg[path] if path else cfg)} - {"hydra"}:  # +key=value adds any key, ~key deletes one
@@ -182,11 +189,20 @@ def check(cfg: DictConfig, targets: bool = True) -> None:
     for path, node in nodes(cfg):
         if targets:
             resolve(node, path)
+        if (known := _names(CONF).get(target_name(node._target_), node._target_)) != node._target_:
+            raise ConfigError(f"{path}._target_: {node._target_} and {known} have one name, by which their runs are known; rename it")
         for key, value in node.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{path}.{key}: {value} is not allowed; it must be a finite number")
         if isinstance(weight := node.get("weight"), int | float) and weight < 0:
             raise ConfigError(f"{path}.weight: {weight} is not allowed; it must be a number of at least 0")
+
+
+@cache
+def _names(conf: Path) -> dict[str, str]:
+    """What the files of a run's groups choose, by its name without the module."""
+    texts = [file.read_text() for group in GROUPS for file in (conf / group).glob("*.yaml")]
+    return {target_name(target): target for text in texts for target in re.findall(r"^_target_: (\S+)", text, re.MULTILINE)}
 
 
 def nodes(cfg: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import nn
 
-from experiments import plan, store
+from experiments import plan
 from experiments.config import build
+from experiments.identity import run_id
 from experiments.train import folder, make_trainer
 from models.net import Tap
 
@@ -25,7 +26,7 @@ def describe(cfg: DictConfig) -> str:
     samples = ", ".join(f"{len(y):,} {split}" for split, (_, y) in trainer.bundle.splits.items())
     cost = plan.stored(Path(cfg.runtime.runs)).get(plan.kind(cfg)) or plan.measure(cfg)
     lines = {
-        "run": store.run_id(cfg),
+        "run": run_id(cfg),
         "folder": f"{run.path} ({run.state})",
         "data": f"{trainer.bundle.variant}: {samples} {trainer.bundle.unit}, {trainer.bundle.num_classes:,} classes",
         "parameters": f"{count:,}" + (f" and {extra:,} of methods" if extra else ""),

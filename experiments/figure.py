@@ -17,6 +17,7 @@ from experiments.cli import RunFailed, main
 from experiments.complete import complete, find
 from experiments.config import ConfigError, build
 from experiments.pick import due
+from experiments.published import counted, notes
 from experiments.show import choosing, columns, provenance
 from experiments.spec import Table
 from experiments.table import common_overrides, jobs, narrowed, output_name, raise_failed
@@ -103,12 +104,13 @@ def run(cfg: DictConfig) -> None:
         print(plan(table, asked, cfg))
         return
     draw = build(cfg.figure.draw, "figure.draw", _partial_=True)  # bad input shows before anything is trained
-    complaints = complete(table, asked, cfg.runtime, cfg.wait) if cfg.launch else []
-    found = find(asked, cfg.runtime.runs)
+    shared = counted(cfg)
+    complaints = complete(table, asked, cfg.runtime, cfg.wait, shared) if cfg.launch else []
+    found = find(asked, cfg.runtime.runs, shared)
     wanted, trials = due(table, asked, found)
-    done = {identity: one for identity, one in find(wanted, cfg.runtime.runs).items() if one.state == "done"}
+    done = {identity: found[identity] for identity in wanted["id"] if identity in found and found[identity].state == "done"}
     if done:
-        facts = [*provenance(wanted, found), *choosing(trials, trials, found)]
+        facts = [*provenance(wanted, found), *choosing(trials, trials, found), *notes(table, wanted, found, shared)]
         about = columns(wanted, found)
         profile = "" if about["profile"] == "paper" else f"profile {about['profile']}"
         marks = [profile, about["data"], about["asked"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import platform
 import re
 import subprocess
@@ -12,14 +14,16 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from experiments import store
+from experiments.identity import run_id
 from experiments.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def facts(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     """What a number needs to be believed: data, code, machine, time."""
     return {
-        "id": store.run_id(cfg),
+        "id": run_id(cfg),
         "profile": cfg.profile.name,
         "data": trainer.bundle.variant,
         "samples": {split: len(values[1]) for split, values in trainer.bundle.splits.items()},
@@ -34,6 +38,7 @@ def facts(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         **commit(),
+        "source": sources(cfg),
     }
 
 
@@ -57,3 +62,44 @@ def commit() -> dict[str, Any]:
         return {"commit": git("rev-parse", "--short=10", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": "unknown", "dirty": None}
+
+
+def sources(cfg: DictConfig) -> dict[str, str]:
+    """A digest of the suite's code behind the run's data set, model, norm layer and each method: {"model": ..., "method.itdm_c": ...}."""
+    parts = {"dataset": cfg.dataset, "model": cfg.model, "norm": cfg.norm} | {f"method.{name}": node for name, node in cfg.method.items()}
+    found = {path: digest(str(node._target_).rpartition(".")[0]) for path, node in parts.items()}
+    return {path: text for path, text in found.items() if text is not None}
+
+
+@cache
+def digest(module: str) -> str | None:
+    """Ten hex digits of the parsed source of a module and of those of its package that it imports; None of a module of another project.
+
+    Comments, docstrings, layout, and where the modules lie do not count.
+    """
+    package, left, texts = module.partition(".")[0], [module], dict[str, str]()
+    while left:
+        name = left.pop()
+        path = ROOT / f"{name.replace('.', '/')}.py"
+        if name in texts or name.partition(".")[0] != package or not path.is_file():
+            continue
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                left += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                left += [alias.name for alias in node.names]
+        texts[name] = repr(_shape(tree))
+    return hashlib.sha256("\n".join(sorted(texts.values())).encode()).hexdigest()[:10] if texts else None
+
+
+def _shape(node: Any) -> Any:
+    """A syntax tree as plain values, the same with every Python: without what is empty, docstrings, and imports."""
+    if isinstance(node, list):
+        return [_shape(inner) for inner in node if not isinstance(inner, ast.Import | ast.ImportFrom)]
+    if not isinstance(node, ast.AST):
+        return node
+    parts = {key: value for key, value in ast.iter_fields(node) if value not in (None, [])}
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+        parts["body"] = parts["body"][1:]
+    return [type(node).__name__, *((key, _shape(value)) for key, value in parts.items())]

@@ -91,6 +91,7 @@ class TablesConfig(Config):
     table: Table = field(default_factory=Table)
     launch: bool = True  # false: print what there is
     wait: bool = True  # false: submit what is missing to a cluster, print what there is
+    published: bool | None = None  # whether published runs count where a run of one's own is missing; null: with launch=false only
     plan: bool = False  # print what is missing and what it would cost; launch nothing
     only: list[str] = field(default_factory=list)  # rows and columns with one of these words (or all of "some words") in their name
     out: str = "runs/tables"  # where the Markdown, LaTeX and CSV files go
@@ -109,13 +110,14 @@ class FiguresConfig(Config):
     figure: Figure = field(default_factory=Figure)
     launch: bool = True
     wait: bool = True
+    published: bool | None = None
     plan: bool = False
     only: list[str] = field(default_factory=list)
     out: str = "runs/figures"
 
 
 # of the commands about tables; every other override goes to the runs
-OWN_KEYS = ("table", "figure", "launch", "wait", "plan", "only", "out", "watch", "retry", "prune", "paper")
+OWN_KEYS = ("table", "figure", "launch", "wait", "published", "plan", "only", "out", "watch", "retry", "prune", "paper")
 
 ConfigStore.instance().store("tables_schema", TablesConfig)
 ConfigStore.instance().store("figures_schema", FiguresConfig)

@@ -1,11 +1,11 @@
-"""Runs on disk: a run's identity, its folder, its files, and all runs as one table. No torch here: showing numbers is quick."""
+"""Runs on disk: a run's folder, its files, and all runs as one table. No torch here: showing numbers is quick."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import fcntl
-import hashlib
+import io
 import json
 import os
 import re
@@ -18,56 +18,13 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.config import ConfigError
+from experiments.identity import VERSION
+
 if TYPE_CHECKING:
     import pandas as pd
 
-NOT_IDENTITY = ("hydra", "experiment", "runtime")  # everything else is: a changed default is another run
-ADDED = {"loss": "ce"}  # keys that came later, with what they mean when they are missing: runs of before keep their ids
 State = Literal["missing", "running", "resumable", "failed", "diverged", "done"]
-
-
-def run_id(cfg: DictConfig) -> str:
-    """Ten hex digits of the resolved config: two spellings of one run meet. What must not change a number is left out."""
-    return run_ids(cfg, [cfg.get("seed")])[0]
-
-
-def run_ids(cfg: DictConfig, seeds: Iterable[int | None]) -> list[str]:
-    """The ids of this run with each of the seeds."""
-    content = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(content, dict)
-    content = {key: value for key, value in content.items() if key not in NOT_IDENTITY and (key, value) not in ADDED.items()}
-    content["method"] = [[name, _canonical(node)] for name, node in content["method"].items()]  # the order of methods counts
-    content["profile"] = {key: value for key, value in content["profile"].items() if key != "seeds"}
-    texts = (json.dumps(_canonical(content if seed is None else content | {"seed": seed}), sort_keys=True) for seed in seeds)
-    return [hashlib.sha256(text.encode()).hexdigest()[:10] for text in texts]
-
-
-def _canonical(value: Any) -> Any:
-    """Numbers as floats, so that 1 and 1.0 are one run."""
-    if isinstance(value, dict):
-        return {str(key): _canonical(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_canonical(inner) for inner in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def run_dir(cfg: DictConfig) -> str:
-    """`<dataset>-<model>-<methods>/<what varies>-<id>`: named for people; only the id at its end decides."""
-    parts = [_tail(cfg.dataset), _tail(cfg.model), "+".join(cfg.method) or "vanilla"]
-    varies = [f"{key}={node[key]:g}" for node in cfg.method.values() for key in ("weight", "smoothing", "prob", "beta") if key in node]
-    groups = [f"{key}={cfg.norm[key]}" for key in ("channels_per_group", "num_groups") if cfg.norm.get(key) is not None]
-    varies += [
-        _tail(cfg.norm),
-        *groups[:1],
-        *(str(key) for key, value in cfg.model.items() if value is True and not str(key).startswith("_")),
-    ]
-    varies += [f"seed={cfg.seed}"] + ([] if cfg.profile.name == "paper" else [cfg.profile.name])
-    clean = [re.sub(r"[^\w=.,+-]", "_", text)[:80] for text in ("-".join(parts), ",".join(varies))]
-    return f"{clean[0]}/{clean[1]}-{run_id(cfg)}"
-
-
-def _tail(node: DictConfig) -> str:
-    return str(node._target_).rsplit(".", 1)[-1].lower()
 
 
 @contextlib.contextmanager
@@ -174,7 +131,7 @@ class Run:
     def holder(self) -> dict[str, Any]:
         """Who trains this run, or was the last to: host, pid, since (seconds since 1970), job (SLURM's). Empty when nobody has."""
         try:
-            return json.loads((self.path / "lock").read_text())
+            return json.loads(self.read("lock"))
         except (OSError, json.JSONDecodeError):  # an older run's is empty
             return {}
 
@@ -182,11 +139,25 @@ class Run:
         with written(self.path / name) as file:
             file.write(text.encode())
 
-    def config(self, runtime: DictConfig) -> DictConfig:
-        """The run's config, with this `runtime`: its own may name another machine's device and folders."""
-        cfg = OmegaConf.merge(ADDED, OmegaConf.load(self.path / "config.yaml"))  # which may be older than a key
+    def read(self, name: str) -> str:
+        """The text of one of its files. Raises FileNotFoundError."""
+        return (self.path / name).read_text()
+
+    def write_config(self, cfg: DictConfig) -> None:
+        """config.yaml: the run's config, after the version of the rule that made its id."""
+        self.write("config.yaml", f"version: {VERSION}\n{OmegaConf.to_yaml(cfg)}")
+
+    def config(self, runtime: DictConfig | None = None) -> DictConfig:
+        """The run's config, with this `runtime`: its own may name another machine's device and folders.
+
+        Raises ConfigError when another version of the suite has written it.
+        """
+        cfg = OmegaConf.create(self.read("config.yaml"))
         assert isinstance(cfg, DictConfig)
-        cfg.update(runtime=runtime)
+        if (version := cfg.pop("version", None)) != VERSION:
+            raise ConfigError(f"{self.path}: its config.yaml has version {version}, and this code reads version {VERSION}: train it anew")
+        if runtime is not None:
+            cfg.update(runtime=runtime)
         return cfg
 
     def log(self, rows: list[dict[str, float]]) -> None:
@@ -198,8 +169,9 @@ class Run:
     def metrics(self) -> list[dict[str, float]]:
         """The evaluations so far: what `log` wrote."""
         try:
-            with open(self.path / "metrics.csv", newline="") as file:
-                return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+            return [
+                {key: float(value) for key, value in row.items() if value} for row in csv.DictReader(io.StringIO(self.read("metrics.csv")))
+            ]
         except FileNotFoundError:
             return []
 
@@ -213,7 +185,7 @@ class Run:
 
     def result(self) -> dict[str, Any] | None:
         try:
-            return json.loads((self.path / "result.json").read_text())
+            return json.loads(self.read("result.json"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except json.JSONDecodeError:  # not written by us: the run is asked for again
@@ -225,7 +197,7 @@ class Run:
         if "diverged" in result:
             return str(result["diverged"])
         try:
-            text = (self.path / "error.txt").read_text().rpartition("Traceback (most recent call last):\n")[2]  # of several the last
+            text = self.read("error.txt").rpartition("Traceback (most recent call last):\n")[2]  # of several the last
         except FileNotFoundError:
             return ""
         return next((line for line in text.splitlines() if line and not line.startswith((" ", "Traceback"))), "")

@@ -17,8 +17,10 @@ from experiments import store
 from experiments.cli import RunFailed, main
 from experiments.complete import complete, find
 from experiments.config import ConfigError, check, options
+from experiments.identity import run_ids
 from experiments.launch import compose
 from experiments.pick import UNPICKED, Jobs, check_rows, choices, chosen, due, numbers, printed, rejected, variants
+from experiments.published import counted, notes
 from experiments.spec import OWN_KEYS, Claim, Table
 
 
@@ -36,7 +38,7 @@ def jobs(table: Table, common: Iterable[str] = (), targets: bool = True) -> Jobs
         if tuple(overrides) not in known:
             cfg = compose(overrides)
             check(cfg, targets)
-            known[tuple(overrides)] = cfg, store.run_ids(cfg, table.seeds)
+            known[tuple(overrides)] = cfg, run_ids(cfg, table.seeds)
         cfg, ids = known[tuple(overrides)]
         for seed, identity in list(zip(table.seeds, ids, strict=True))[: cfg.profile.seeds]:
             line = {"row": row.label, "choice": choice, "column": name, "seed": seed, "trial": trial}
@@ -128,12 +130,13 @@ def run(cfg: DictConfig) -> None:
 
         print(plan(table, asked, cfg))
         return
-    complaints = complete(table, asked, cfg.runtime, cfg.wait) if cfg.launch else []
-    found = find(asked, cfg.runtime.runs)
+    shared = counted(cfg)
+    complaints = complete(table, asked, cfg.runtime, cfg.wait, shared) if cfg.launch else []
+    found = find(asked, cfg.runtime.runs, shared)
     wanted, trials = due(table, asked, found)
     spare = rejected(table, wanted, trials, found)
     cells = fill(table, wanted, found, trials)
-    facts = choosing(trials, spare, found)
+    facts = [*choosing(trials, spare, found), *notes(table, wanted, found, shared)]
     print(show(table, wanted, found, cells, verdicts(table, wanted, found), output_name(cfg), facts))
     if complaints:
         raise ConfigError("; ".join(complaints))
@@ -159,7 +162,7 @@ def raise_failed(wanted: Jobs, found: dict[str, store.Run], spare: Iterable[str]
 
 def output_name(cfg: DictConfig, kind: str = "table") -> Path:
     """Where a table's or figure's files go, without their endings: its name, and what its runs were asked to do differently."""
-    plain = ("table", "figure", "launch", "wait", "plan", "out")
+    plain = ("table", "figure", "launch", "wait", "published", "plan", "out")
     words = HydraConfig.get().overrides.task
     asked = [word for word in words if word.split("=")[0] not in plain and not word.startswith("runtime.")]
     name = "-".join([HydraConfig.get().runtime.choices.get(kind) or kind, *(re.sub(r"[^\w=.,+-]+", "", word) for word in asked)])

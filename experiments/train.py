@@ -23,6 +23,7 @@ from experiments import store
 from experiments.cli import BAD_INPUT, RunFailed, main, one_line
 from experiments.config import ConfigError, build, check, first_line, resolve
 from experiments.devices import device, places
+from experiments.identity import run_dir, run_id
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -95,8 +96,8 @@ def _train(cfg: DictConfig) -> None:
 
 def folder(cfg: DictConfig) -> store.Run:
     """The run's folder: any below `runtime.runs` that ends in its id, else the one its config names."""
-    root, identity = Path(cfg.runtime.runs), store.run_id(cfg)
-    return store.find(root, [identity]).get(identity, store.Run(root / store.run_dir(cfg)))
+    root, identity = Path(cfg.runtime.runs), run_id(cfg)
+    return store.find(root, [identity]).get(identity, store.Run(root / run_dir(cfg)))
 
 
 def make_trainer(cfg: DictConfig, place: str | None = None) -> Trainer:
@@ -149,11 +150,11 @@ def make_bundle(cfg: DictConfig, device: str) -> Bundle:
 def _fit(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
     from tqdm import tqdm
 
-    from experiments.provenance import commit, facts
+    from experiments.provenance import commit, facts, sources
     from experiments.trainer import Diverged
 
-    commit()  # as it is now: the code that runs, whatever happens to the files meanwhile
-    run.write("config.yaml", OmegaConf.to_yaml(cfg))
+    commit(), sources(cfg)  # as they are now: the code that runs, whatever happens to the files meanwhile; both are remembered
+    run.write_config(cfg)
     board = None
     bar = tqdm(total=trainer.length.steps, initial=trainer.step, desc=run.path.name, disable=None, leave=False)
     summary: dict[str, Any] = {}

@@ -46,7 +46,7 @@ class PuzzleMix(Regularizer):
         eta: float = 0.2,
         neigh_size: int = 4,
         transport: bool = True,
-        t_size: int | None = 4,
+        t_size: int | None = None,
         t_eps: float = 0.8,
         clean_lam: float = 0.0,
         mask_iters: int = 200,

@@ -10,10 +10,10 @@ import torch
 from omegaconf import OmegaConf
 from test_trainer import config, data_home
 
-from experiments import store
 from experiments.config import ConfigError, Runtime
 from experiments.figure import Runs
 from experiments.figures import shift
+from experiments.identity import run_id
 from experiments.spec import Column, Row, Table
 from experiments.train import folder, train
 
@@ -108,4 +108,4 @@ def test_a_run_that_kept_nothing_is_one_line(tmp_path: Path) -> None:
 
 def test_keeping_states_is_not_part_of_a_run(tmp_path: Path) -> None:
     words = ("norm=unitization", "epochs=2")
-    assert store.run_id(config(*words)) == store.run_id(config(*words, "runtime.keep_weights=1"))
+    assert run_id(config(*words)) == run_id(config(*words, "runtime.keep_weights=1"))

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
 from experiments.cli import CONF
-from experiments.figures.trained import remade
+from experiments.config import GROUPS, ConfigError, _hints, check, options
+from experiments.identity import run_dir, run_id
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,7 +38,7 @@ def config(words: str = "") -> DictConfig:
 
 
 def identity(words: str = "") -> str:
-    return store.run_id(config(words))
+    return run_id(config(words))
 
 
 # identity
@@ -87,7 +91,7 @@ FULL = "experiment=demo method=[itdm_c,label_smoothing] norm=gn"
 def test_every_leaf_but_runtime_counts() -> None:
     """Change each of them, one at a time: the id changes, or for what must not change a number it does not."""
     cfg = config(FULL)
-    plain, known = store.run_id(cfg), {store.run_id(cfg)}
+    plain, known = run_id(cfg), {run_id(cfg)}
     content = OmegaConf.to_container(cfg, resolve=True)
     paths = dict(leaves(content))
     assert {
@@ -109,44 +113,116 @@ def test_every_leaf_but_runtime_counts() -> None:
         elif isinstance(value, int | float):
             new = value + 1
         else:
-            new = [*value, 99] if isinstance(value, list) else f"{value}x"
+            new = [*value, 99] if isinstance(value, list) else f"{value or ''}x"
         OmegaConf.update(changed, path, new)
-        if path.startswith("runtime.") or path in ("experiment", "profile.seeds"):
-            assert store.run_id(changed) == plain, path
+        if path.startswith("runtime.") or path in ("experiment", "profile.seeds") or path.endswith("._partial_"):
+            assert run_id(changed) == plain, path
         else:
-            assert store.run_id(changed) not in known, path
-            known.add(store.run_id(changed))
+            assert run_id(changed) not in known, path
+            known.add(run_id(changed))
 
 
 def test_true_is_not_one() -> None:
     cfg = OmegaConf.create(OmegaConf.to_container(config(), resolve=True))
     one, other = cfg.copy(), cfg.copy()
     one.balanced, other.balanced = True, 1
-    assert store.run_id(one) != store.run_id(other)
+    assert run_id(one) != run_id(other)
 
 
 def test_the_id_is_that_of_its_content() -> None:
     """Spelt out once more, so that a change of the rule, which would lose all stored runs, is seen."""
-    content = {"method": {"a": {"_target_": "x", "weight": 1}}, "profile": {"name": "p", "seeds": 3}, "seed": 1, "balanced": True}
-    cfg = OmegaConf.create(content | {"runtime": {"device": "cpu"}, "experiment": None})
-    text = '{"balanced": true, "method": [["a", {"_target_": "x", "weight": 1.0}]], "profile": {"name": "p"}, "seed": 1.0}'
-    assert store.run_id(cfg) == hashlib.sha256(text.encode()).hexdigest()[:10]
+    content = {"method": {"a": {"_target_": "x.y.Z", "_partial_": True, "weight": 1, "clip": None}}, "seed": 1, "balanced": True}
+    cfg = OmegaConf.create(
+        content | {"profile": {"name": "p", "seeds": 3}, "runtime": {"device": "cpu"}, "experiment": None, "probe": None}
+    )
+    method = '[["a", {"_is_": "Z", "weight": 1.0}]]'
+    text = f'{{"balanced": true, "method": {method}, "profile": {{"name": "p"}}, "seed": 1.0, "version": 1.0}}'
+    assert run_id(cfg) == hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def test_a_key_that_came_later_leaves_older_runs_their_ids() -> None:
-    """With the value that it stands for where it is missing; any other is another run."""
-    cfg = OmegaConf.create(OmegaConf.to_container(config(), resolve=True))
-    before = OmegaConf.create({key: value for key, value in cfg.items() if key != "loss"})
-    assert cfg.loss == "ce" and store.run_id(cfg) == store.run_id(before)
-    cfg.loss = "bce"
-    assert store.run_id(cfg) != store.run_id(before)
+def test_a_new_option_that_is_null_leaves_runs_their_ids() -> None:
+    cfg = OmegaConf.create(OmegaConf.to_container(config("method=itdm_c"), resolve=True))
+    for path in ("optim.new", "model.new", "method.itdm_c.new"):
+        for value in (None, 0, False, ""):
+            changed = cfg.copy()
+            OmegaConf.update(changed, path, value, force_add=True)
+            assert (run_id(changed) == run_id(cfg)) == (value is None), (path, value)
 
 
-def test_a_run_older_than_a_key_is_made_anew(tmp_path: Path) -> None:
-    cfg = OmegaConf.create(OmegaConf.to_container(config("runtime.device=cpu profile.train=20 profile.test=20"), resolve=True))
-    for given in ({}, {"loss": "bce"}):
-        OmegaConf.save(OmegaConf.create({key: value for key, value in cfg.items() if key != "loss"} | given), tmp_path / "config.yaml")
-        assert remade(store.Run(tmp_path), cfg.runtime).cfg.loss == given.get("loss", "ce")
+def test_no_option_is_given_by_leaving_it_out() -> None:
+    """An option that is null has the id of one that is left out: so both must mean the same to the code."""
+    for group in GROUPS:
+        for name in options(group):
+            node = OmegaConf.load(CONF / group / f"{name}.yaml")
+            if "_target_" in node:
+                found = get_object(node["_target_"])
+                hints = _hints(found)
+                for key, given in inspect.signature(found).parameters.items():
+                    assert type(None) not in get_args(hints.get(key)) or given.default in (None, inspect.Parameter.empty), (name, key)
+
+
+COPIED = ("conf", "data", "experiments", "models", "regularizers")
+IDS = """
+import sys
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from experiments.cli import CONF
+from experiments.config import check
+from experiments.identity import run_id
+for words in ("method=itdm_c norm=gn", "experiment=per_lstm dataset=docs method=per", "experiment=lamix_demo method=lamix"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", words.split())
+    check(cfg)
+    print(run_id(cfg), cfg.model._target_)
+"""
+MOVES = {
+    "data/images.py": "data/pictures.py",
+    "data/text.py": "data/words.py",
+    "models/cnn.py": "models/small/nets.py",
+    "models/lstm.py": "models/recurrent_net.py",
+    "regularizers/itdm.py": "regularizers/matching/mmd_of_two.py",
+    "regularizers/lamix.py": "regularizers/soft.py",
+}
+
+
+def test_moving_modules_changes_no_id(tmp_path: Path) -> None:
+    """In a copy of the tree, where each name of a moved module is replaced."""
+
+    def ids() -> list[list[str]]:
+        done = subprocess.run([sys.executable, "-c", IDS], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return [line.split() for line in done.stdout.splitlines()]
+
+    for name in COPIED:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "raw"))
+    before = ids()
+    names = {old.removesuffix(".py").replace("/", "."): new.removesuffix(".py").replace("/", ".") for old, new in MOVES.items()}
+    for old, new in MOVES.items():
+        (tmp_path / new).parent.mkdir(exist_ok=True)
+        (tmp_path / old).rename(tmp_path / new)
+    for file in [*tmp_path.rglob("*.py"), *tmp_path.rglob("*.yaml")]:
+        file.write_text(re.sub(r"\b(" + "|".join(map(re.escape, names)) + r")\b(?!\.py)", lambda found: names[found[1]], file.read_text()))
+    after = ids()
+    assert [one for one, _ in after] == [one for one, _ in before]
+    assert all(new != old for (_, new), (_, old) in zip(after, before, strict=True) if old.split(".")[1] in ("cnn", "lstm"))
+
+
+def test_two_choices_of_one_name_are_refused() -> None:
+    """A copy of a network under its old name would be served the original's numbers."""
+    with pytest.raises(ConfigError, match=re.escape("model._target_: models.mine.net2c and models.cnn.net2c have one name")):
+        check(config("model._target_=models.mine.net2c"), targets=False)
+
+
+# a run's config
+
+
+def test_a_config_of_another_version_is_refused(tmp_path: Path) -> None:
+    cfg, run = config("method=itdm_c"), store.Run(tmp_path)
+    run.write_config(cfg)
+    assert run.config() == OmegaConf.create(OmegaConf.to_yaml(cfg)) and run_id(run.config(cfg.runtime)) == run_id(cfg)
+    for version in ("", "version: 0\n", "version: 2\n"):
+        run.write("config.yaml", version + OmegaConf.to_yaml(cfg))
+        with pytest.raises(ConfigError, match=r"config.yaml has version .*, and this code reads version 1"):
+            run.config()
 
 
 # folders
@@ -167,7 +243,7 @@ def test_a_run_older_than_a_key_is_made_anew(tmp_path: Path) -> None:
     ],
 )
 def test_names_of_folders(words: str, expected: str) -> None:
-    assert store.run_dir(config(words)) == expected + identity(words)
+    assert run_dir(config(words)) == expected + identity(words)
 
 
 def test_folders_have_harmless_names() -> None:
@@ -175,7 +251,7 @@ def test_folders_have_harmless_names() -> None:
     cfg.profile.name = "../../odd name\n$HOME\u00e9" + "x" * 300
     OmegaConf.set_struct(cfg, False)
     cfg.method = {f"m{number}": cfg.method.itdm_c for number in range(60)}
-    name = store.run_dir(cfg)
+    name = run_dir(cfg)
     assert re.fullmatch(r"[\w=.,+-]+/[\w=.,+-]+", name) and ".." not in name.split("/")
     assert all(len(part) <= 100 for part in name.split("/"))
 

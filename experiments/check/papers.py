@@ -20,12 +20,12 @@ from experiments.bench.counts import count
 from experiments.check.processes import time_left
 from experiments.cli import CONF
 from experiments.config import build, resolve
+from experiments.identity import run_id
 from experiments.launch import compose
 from experiments.length import Length
 from experiments.paper import papers
 from experiments.pick import choices, variants
 from experiments.spec import Table
-from experiments.store import run_id
 from regularizers.base import Pass, Regularizer
 
 OTHER_CALLS = 10  # of a step besides forward and backward, 6 to 18: the batch, its augmentation, clipping, the fused optimizer, sums

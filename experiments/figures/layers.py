@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 
 import pandas as pd
-from omegaconf import OmegaConf
 
 from experiments.config import ConfigError
 from experiments.figure import Runs, label
@@ -57,7 +56,7 @@ def images(runs: Runs) -> int:
     for job in shown(runs).itertuples():
         if job.id in runs.done:
             one = runs.done[job.id]
-            probe, result = OmegaConf.load(one.path / "config.yaml").probe, one.result() or {}
+            probe, result = one.config().probe, one.result() or {}
             counts.add(min(probe.images, result["samples"]["train"]))
     if len(counts) > 1:
         raise ConfigError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments import store
 from experiments.config import ConfigError
@@ -25,7 +25,7 @@ AROUND = 5  # epochs on each side of a drop of the learning rate, over which the
 def draw(runs: Runs) -> Drawing:
     """From runs with `probe=covariate_shift`: a panel for each set of columns."""
     rows = {identity: one.metrics() for identity, one in runs.done.items()}
-    probes = [OmegaConf.load(one.path / "config.yaml").probe for one in runs.done.values()]
+    probes = [one.config().probe for one in runs.done.values()]
     return picture(runs, rows, "run", sorted({critics(one.steps, one.batch, one.images) for one in probes if one and "steps" in one}))
 
 

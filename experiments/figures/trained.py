@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from experiments import store
+from experiments.config import ConfigError
 
 if TYPE_CHECKING:
     from experiments.trainer import Trainer
@@ -26,8 +27,11 @@ def trained(run: store.Run, runtime: DictConfig, kept: Path | None = None) -> Tr
     """The same with its last network, or that of a file weights-*.pt, in evaluation mode."""
     import torch
 
+    file = kept or run.path / "checkpoint.pt"
+    if not file.exists():
+        raise ConfigError(f"{run.path}: its network is not there, and this figure needs it; train the run here, without published runs")
     trainer = remade(run, runtime)
-    state = torch.load(kept or run.path / "checkpoint.pt", map_location=trainer.device, weights_only=True)
+    state = torch.load(file, map_location=trainer.device, weights_only=True)
     trainer.net.load_state_dict(state if kept else state["net"])
     trainer.net.eval()
     return trainer

@@ -1,0 +1,112 @@
+"""Published runs: the finished runs of a table or figure in one zip file below runs/published/, small enough for git.
+
+The file holds the runs' folders, each with config.yaml (without `runtime`), metrics.csv (nine digits, which keep a float32) and
+result.json; the network is not kept. `unzip runs/published/demo.zip -d runs` makes them runs of one's own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import store
+from experiments.config import ConfigError, first_line
+from experiments.identity import VERSION
+from experiments.pick import Jobs, numbers
+from experiments.spec import Table
+
+FOLDER = Path("runs/published")
+FILES = ("config.yaml", "metrics.csv", "result.json")
+LARGEST = 1_000_000  # bytes of a file
+SAME = 1e-6  # relative difference of numbers that count as equal
+
+
+class Published(store.Run):
+    """A run in a published file, which can only be read. `path` says where it is; there is no such folder."""
+
+    def __init__(self, file: Path, folder: str) -> None:
+        super().__init__(file / folder)
+        self.file, self.folder = file, folder
+
+    def read(self, name: str) -> str:
+        with zipfile.ZipFile(self.file) as archive:
+            try:
+                return archive.read(f"{self.folder}/{name}").decode()
+            except KeyError as error:
+                raise FileNotFoundError(self.path / name) from error
+
+
+def published(root: Path = FOLDER) -> dict[str, Published]:
+    """The published runs by id. Raises ConfigError on a file that cannot be read."""
+    found: dict[str, Published] = {}
+    for file in sorted(root.glob("*.zip")):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                folders = {name.rpartition("/")[0] for name in archive.namelist()}
+        except (zipfile.BadZipFile, OSError) as error:
+            raise ConfigError(f"{file}: this is no file of published runs ({first_line(error)})") from error
+        found |= {folder[-10:]: Published(file, folder) for folder in sorted(folders)}
+    return found
+
+
+def counted(cfg: DictConfig) -> dict[str, Published]:
+    """Those that count for a command: with `published` all, without none; where that is null, all if it trains nothing."""
+    return published() if (not cfg.launch if cfg.published is None else cfg.published) else {}
+
+
+def pack(file: Path, runs: Mapping[str, store.Run]) -> int:
+    """Write the finished runs to the file, beside those that it has; a run that it has too takes its place. Returns how many it has then.
+
+    The same runs give the same bytes. Raises ConfigError when the file would be too large.
+    """
+    before = {identity: run for identity, run in published(file.parent).items() if run.file == file}
+    texts: dict[str, str] = {}
+    for run in (before | dict(runs)).values():
+        name = run.folder if isinstance(run, Published) else f"{run.path.parent.name}/{run.path.name}"
+        texts |= {f"{name}/{part}": text for part, text in zip(FILES, _texts(run), strict=True)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with store.written(file) as target:
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+            for name, text in sorted(texts.items()):
+                archive.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED, 9)  # ZipInfo: the time is 1980, whenever it is written
+        if target.tell() > LARGEST:
+            raise ConfigError(f"{file}: it would have {target.tell():,} bytes of at most {LARGEST:,}; publish fewer runs, with only=[...]")
+    return len(texts) // len(FILES)
+
+
+def _texts(run: store.Run) -> tuple[str, str, str]:
+    """The run's FILES as they are published."""
+    cfg = run.config()
+    cfg.pop("runtime", None)  # names this machine's folders
+    rows = pd.DataFrame(run.metrics()).to_csv(index=False, float_format="%.9g")
+    return f"version: {VERSION}\n{OmegaConf.to_yaml(cfg)}", rows, run.read("result.json")
+
+
+def notes(table: Table, wanted: Jobs, found: Mapping[str, store.Run], shared: Mapping[str, Published]) -> list[str]:
+    """In words: how many of the runs found are published ones, and which of one's own have other numbers than the published ones."""
+    ids = dict.fromkeys(wanted["id"])
+    files = sorted({str(run.file) for identity in ids if isinstance(run := found.get(identity), Published)})
+    count = sum(isinstance(found.get(identity), Published) for identity in ids)
+    lines = [f"published runs: {count} of {len(ids)} ({', '.join(files)})"] if files else []
+    own: dict[str, store.Run] = {identity: run for identity, run in found.items() if identity in shared and not isinstance(run, Published)}
+    both = wanted[wanted["id"].isin([*own])]
+    worst: dict[str, tuple[float, str]] = {}
+    for column, (_, jobs) in itertools.product(table.columns.values(), both.groupby("column", sort=False)):
+        mine, theirs = (numbers(jobs, runs, column.metric, column.at or table.at) for runs in (own, dict[str, store.Run](shared)))
+        gaps = ((mine - theirs).abs() / theirs.abs().clip(lower=1e-12)).fillna(0)
+        for identity, gap in zip(jobs["id"], gaps, strict=True):
+            if gap > SAME:
+                worst[identity] = max(worst.get(identity, (0.0, "")), (gap, column.metric))
+    if worst:
+        identity = max(worst, key=lambda each: worst[each][0])
+        gap, metric = worst[identity]
+        lines.append(
+            f"{len(worst)} of {len(own)} own runs have other numbers than the published ones: by up to {100 * gap:.2g} % "
+            f"({metric} of {own[identity].path.name})"
+        )
+    return lines

@@ -12,6 +12,7 @@ from threading import Lock
 
 from omegaconf import DictConfig
 
+from experiments import timebox
 from experiments.cli import RunFailed
 from experiments.identity import run_dir
 
@@ -20,13 +21,15 @@ PRELOADED = ["experiments.trainer", "experiments.board", "experiments.provenance
 
 
 def side_by_side(task: Callable[[DictConfig], None], runs: Iterable[Callable[[], DictConfig]], places: int) -> list[Exception | None]:
-    """`task` on the config that each of `runs` returns, so many at a time; what each raised."""
+    """`task` on the config that each of `runs` returns, so many at a time; what each raised, TimeUp where the time was up before."""
     composing = Lock()
 
     def one(run: Callable[[], DictConfig]) -> Exception | None:
         try:
             with composing:
                 cfg = run()
+            if timebox.left(cfg.runtime) <= 0:
+                raise timebox.TimeUp("not started")
             apart(task, cfg)
         except Exception as error:
             return error
@@ -38,7 +41,7 @@ def side_by_side(task: Callable[[DictConfig], None], runs: Iterable[Callable[[],
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
-            process.terminate()
+            process.kill()
         raise
 
 
@@ -52,14 +55,17 @@ def apart(task: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     there.close()
     error: Exception | None
     try:
-        error = here.recv()
+        with timebox.child(process):
+            error = here.recv()
     except EOFError:
         process.join()
         code = process.exitcode or 0
+        if timebox.terminated:  # before it had begun
+            raise timebox.TimeUp("ended by SIGTERM") from None
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         error = RunFailed(f"{run_dir(cfg)}: its process {how}; ask again and it goes on from its last checkpoint")
     except KeyboardInterrupt:
-        process.terminate()
+        process.kill()
         raise
     process.join()
     if error is not None:
@@ -68,7 +74,7 @@ def apart(task: Callable[[DictConfig], None], cfg: DictConfig) -> None:
 
 def _run(task: Callable[[DictConfig], None], cfg: DictConfig, there: Connection) -> None:
     error: Exception | None = None
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches all processes; the first of them says so
+    with timebox.heeding_sigterm(), contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches all processes; the first of them says so
         try:
             task(cfg)
         except Exception as raised:

@@ -15,6 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError, YAMLError
 
+from experiments import timebox
 from experiments.config import ConfigError, options, wanted
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -37,7 +38,8 @@ def main(task: Callable[..., Any], config_name: str) -> None:
 
     JobReturn.return_value = plain.getter(collect)  # type: ignore[attr-defined, method-assign]
     try:
-        hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(task)()
+        with timebox.began_now():
+            hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(task)()
     except (*BAD_INPUT, ValueError) as error:  # before any job: Hydra raises ValueError too
         line = one_line(error)
         if config_name != "config" and (key := re.match(r"((?:dataset|model|norm|schedule|method)\.\S+): there is no such key", line)):
@@ -47,6 +49,10 @@ def main(task: Callable[..., Any], config_name: str) -> None:
         stop("interrupted; ask again and it goes on from the last checkpoint", 130)
     finally:
         JobReturn.return_value = plain  # type: ignore[method-assign]
+    late = sum(isinstance(each, timebox.TimeUp) for each in errors)
+    if late:
+        print(f"the time is up: {late} {'run is' if late == 1 else 'runs are'} left; ask again and it goes on")
+    errors = [each for each in errors if not isinstance(each, timebox.TimeUp)]
     for each in errors:
         if not isinstance(each, (RunFailed, *BAD_INPUT)):
             raise each

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments import cluster, store, train
+from experiments import cluster, cost, store, timebox, train
 from experiments.apart import side_by_side
 from experiments.cli import BAD_INPUT, RunFailed, one_line
 from experiments.config import first_line
@@ -38,15 +39,17 @@ def complete(table: Table, asked: Jobs, runtime: DictConfig, wait: bool = True, 
     """Train what is missing, and of rows with `select` what is picked once their trials have ended; each run is tried once.
 
     What counts is the runs' own files, whatever a launcher says. Runs that other processes train, or that are in a cluster's queue, are
-    waited for, and taken over when those end without a result. wait: false submits what it can and returns. shared: published runs that
-    count as done.
+    waited for, and taken over when those end without a result, until the command's time box ends. wait: false submits what it can and
+    returns. shared: published runs that count as done.
     Returns the lines of bad input that jobs met (a data set that is not there, say): those runs stay missing.
     """
     overrides = dict(zip(asked["id"], asked["overrides"], strict=True))
     tried: set[str] = set()
     complaints: list[str] = []
     root, on_cluster, said = Path(runtime.runs), launcher() == "submitit_slurm", time.monotonic()
-    while True:
+    # A launcher starts all that it gets: in a time box, and side by side with submitit, it gets no more than there are places for.
+    in_turns = launcher() == "submitit_local" or (launcher() == "basic" and places(runtime) == 1 and timebox.given(runtime))
+    while timebox.left(runtime) > 0:
         with cluster.turn(root) if on_cluster else contextlib.nullcontext():
             began = time.monotonic()
             queue = _queue(root, tidy=on_cluster)  # first: a job that ends in between has then left its files
@@ -61,7 +64,6 @@ def complete(table: Table, asked: Jobs, runtime: DictConfig, wait: bool = True, 
                 tried |= {*mine}
                 continue
         if mine:
-            in_turns = launcher() == "submitit_local"  # which starts all that it gets at once
             if not (in_turns and tried):
                 print(f"{len(mine)} of {len(now_due)} runs are to be trained", flush=True)
             mine = mine[: places(runtime)] if in_turns else mine
@@ -71,12 +73,27 @@ def complete(table: Table, asked: Jobs, runtime: DictConfig, wait: bool = True, 
             continue
         waiting = [identity for identity in now_due if states.get(identity) == "running" or (identity in left and identity in queue)]
         if not waiting or not wait:
-            return list(dict.fromkeys(complaints))
+            break
         if queue and time.monotonic() - said > SAY_SECONDS:
             said = time.monotonic()
             print(_progress(now_due, states, queue), flush=True)
         looked = time.monotonic() - began
-        time.sleep(max(QUEUE_SECONDS if queue else POLL_SECONDS, 20 * looked))
+        time.sleep(min(max(QUEUE_SECONDS if queue else POLL_SECONDS, 20 * looked), max(0.0, timebox.left(runtime))))
+    return list(dict.fromkeys(complaints))
+
+
+def unfinished(wanted: Jobs, found: Mapping[str, store.Run], runtime: DictConfig) -> str:
+    """One line that says what a time box has left; empty without one, or when nothing is left."""
+    once = wanted.drop_duplicates("id")
+    states = {identity: run.state for identity, run in found.items()}
+    left = [job for job in once.to_dict("records") if states.get(job["id"], "missing") in ("missing", "resumable", "running")]
+    if not timebox.given(runtime) or not left:
+        return ""
+    known = cost.stored(Path(runtime.runs))
+    seconds = [cost.remaining(compose(job["overrides"]), found.get(job["id"]), known) for job in left]
+    why = "ended by SIGTERM" if timebox.terminated else f"runtime.time_limit={runtime.time_limit:g}"
+    hours = "of unknown length" if math.isnan(sum(seconds)) else f"about {sum(seconds) / 60:.1f} minutes one after another"
+    return f"{why}: {len(left)} of {len(once)} runs are left, {hours}; ask again and it goes on"
 
 
 def _train(jobs: Sequence[Sequence[str]], runtime: DictConfig) -> list[str]:
@@ -91,7 +108,7 @@ def _train(jobs: Sequence[Sequence[str]], runtime: DictConfig) -> list[str]:
             print(f"retable: {first_line(error)}", file=sys.stderr)
         elif isinstance(error, BAD_INPUT):
             complaints.append(one_line(error))
-        elif error is not None:
+        elif error is not None and not isinstance(error, timebox.TimeUp):
             raise error
     return complaints
 

@@ -71,6 +71,7 @@ class Runtime:
     download: Any = False  # true: fetch a missing data set from its official source; [URL,...]: from these mirrors first
     runs: str = "runs"
     checkpoint_every: int = 1  # epochs
+    time_limit: float | None = None  # seconds, from the command's start: nothing is begun that will not fit; null: no limit
     keep_weights: int | None = None  # epochs of the printed protocol: at the start and so often a run keeps its network; null: never
     dry_run: bool = False  # train nothing, print what the run is
 
@@ -146,6 +147,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "profile.steps": _COUNT,
     "profile.seeds": _COUNT,
     "runtime.threads": _COUNT,
+    "runtime.time_limit": _POSITIVE,
     "runtime.devices": (_devices, "null, or a list of GPUs' numbers, [0,1,...]"),
     "runtime.runs_per_device": _COUNT,
     "runtime.checkpoint_every": _COUNT,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from omegaconf import DictConfig
 
-from experiments import store
+from experiments import store, timebox
 from experiments.config import ConfigError
 
 WAIT_SECONDS = 1.0
@@ -41,13 +41,16 @@ def device(runtime: DictConfig, claim: bool = False) -> str:
         raise ConfigError(f"runtime.devices: there is no GPU {unknown[0]}; allowed here: {', '.join(map(str, range(count)))}")
     index = indices[0]
     if claim:
-        index = take({one: str(torch.cuda.get_device_properties(one).uuid) for one in indices}, runtime.runs_per_device)
+        names = {one: str(torch.cuda.get_device_properties(one).uuid) for one in indices}
+        index = take(names, runtime.runs_per_device, over=lambda: timebox.left(runtime) <= 0)
     torch.cuda.set_device(index)
     return f"cuda:{index}"
 
 
-def take(names: Mapping[int, str], runs_per_device: int, folder: Path | None = None) -> int:
+def take(names: Mapping[int, str], runs_per_device: int, folder: Path | None = None, over: Callable[[], bool] = lambda: False) -> int:
     """Waits for a free place on one of these GPUs, and takes it for as long as this process lives; on the emptiest of them.
+
+    Raises TimeUp when none is free before the time is `over`.
 
     names: index -> what the GPU is called whoever looks: under SLURM each job's GPU has the index 0. A place is a locked file of this
     user's on this machine, so that it is free again however a run ends.
@@ -61,6 +64,8 @@ def take(names: Mapping[int, str], runs_per_device: int, folder: Path | None = N
                 if (handle := store.locked(folder / f"{name}.{place}")) is not None:
                     held.append(handle)
                     return index
+        if over():
+            raise timebox.TimeUp(f"no place on {_gpus(list(names))} became free")
         if not said:
             print(f"waiting for a place on {_gpus(list(names))} (runtime.runs_per_device={runs_per_device})", flush=True)
             said = True

@@ -9,7 +9,9 @@ from torch import nn
 
 from experiments import plan
 from experiments.config import build
+from experiments.cost import stored
 from experiments.identity import run_id
+from experiments.index import kind
 from experiments.train import folder, make_trainer
 from models.net import Tap
 
@@ -24,7 +26,7 @@ def describe(cfg: DictConfig) -> str:
     norms = 0 if layer is nn.Identity else sum(type(module) is layer for module in modules)
     steps = trainer.length
     samples = ", ".join(f"{len(y):,} {split}" for split, (_, y) in trainer.bundle.splits.items())
-    cost = plan.stored(Path(cfg.runtime.runs)).get(plan.kind(cfg)) or plan.measure(cfg)
+    cost = stored(Path(cfg.runtime.runs)).get(kind(cfg)) or plan.measure(cfg)
     lines = {
         "run": run_id(cfg),
         "folder": f"{run.path} ({run.state})",

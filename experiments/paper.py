@@ -19,11 +19,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig
 
-from experiments import store
+from experiments import store, timebox
 from experiments.cli import main
 from experiments.config import Config, ConfigError, options
+from experiments.cost import stored
 from experiments.launch import launcher
-from experiments.plan import Known, costs, shown, stored
+from experiments.plan import Known, costs, shown
 from experiments.table import common_overrides, jobs, narrowed
 
 VERDICTS = ("reproduced", "not reproduced", "not decided", "seen once", "not seen once", "not run")
@@ -57,7 +58,7 @@ def papers() -> dict[str, list[tuple[str, str]]]:
 def planned(parts: Sequence[tuple[str, str]], cfg: DictConfig, words: list[str]) -> list[Part]:
     """What they cost, the cheapest first, so that something is printed early; where that is not known, last."""
     root, loader = Path(cfg.runtime.runs), GlobalHydra.instance().config_loader()
-    known, found = Known(stored(root)), []
+    known, found = Known(stored(root), timing=cfg.plan or cfg.runtime.time_limit is None), []
     for kind, name in parts:
         whole = loader.load_configuration(f"{kind}s", [f"{kind}={name}", *words], RunMode.RUN, from_shell=False)
         spec = whole.table if kind == "table" else whole.figure.runs
@@ -92,7 +93,7 @@ def ask(part: Part, words: Sequence[str], quiet: bool = False) -> tuple[int, lis
     command = [sys.executable, "-m", f"experiments.{part.kind}", *words, f"{part.kind}={part.name}"]
     verdicts = []
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process, timebox.child(process):
         assert process.stdout is not None
         for line in process.stdout:
             if not quiet or "submitted" in line:
@@ -130,12 +131,16 @@ def run(cfg: DictConfig) -> None:
             if part.missing:
                 ask(part, [*every, "wait=false"], quiet=True)
     worst, verdicts = 0, {}
-    for number, part in enumerate(parts, 1):
-        print(f"\n[{number}/{len(parts)}] {part.kind} {part.name}\n", flush=True)
-        code, said = ask(part, every)
-        worst = max(worst, code)
-        if said:
-            verdicts[part.name] = said
+    with timebox.heeding_sigterm():
+        for number, part in enumerate(parts, 1):
+            if timebox.left(cfg.runtime) <= 0:
+                print(f"\nthe time is up: {len(parts) - number + 1} of {len(parts)} tables and figures are left; ask again and it goes on")
+                break
+            print(f"\n[{number}/{len(parts)}] {part.kind} {part.name}\n", flush=True)
+            code, said = ask(part, every)
+            worst = max(worst, code)
+            if said:
+                verdicts[part.name] = said
     text = summary(verdicts, title)
     out = Path(cfg.out) / f"{cfg.paper}-verdicts.md"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
 from experiments.config import ConfigError, check, resolve
-from experiments.index import finished, kind
+from experiments.cost import Estimate, epochs, stored
+from experiments.index import kind
 from experiments.launch import compose
 from experiments.length import Length
 from experiments.pick import due
@@ -30,35 +31,12 @@ if TYPE_CHECKING:
 LEAST_STEPS, MOST_STEPS, ENOUGH_SECONDS = 2, 20, 3.0  # how many steps are timed: between the first two, enough for so many seconds
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Seconds of one epoch of so many `steps`, and where the figure comes from.
-
-    A run with dense evaluations at its end takes `extra` seconds more.
-    """
-
-    epoch: float
-    steps: float
-    extra: float
-    source: str
-
-
 class Timing(NamedTuple):
     """Seconds of a step, of evaluating one label, and of a checkpoint."""
 
     step: float
     label: float
     checkpoint: float
-
-
-def stored(root: Path) -> dict[str, Estimate]:
-    """One estimate per kind, from the finished run that was finished last."""
-    runs = finished(root)
-    runs = runs[(runs["diverged"] == "") & runs["kind"].notna()].sort_values("finished").drop_duplicates("kind", keep="last")
-    return {
-        row["kind"]: Estimate(row["seconds"] / row["epochs"], row["steps"] / row["epochs"], 0, f"a stored run, {row['device']}")
-        for row in runs.to_dict("records")
-    }
 
 
 def measure(cfg: DictConfig, timed: dict[str, Timing] | None = None) -> Estimate:
@@ -123,19 +101,13 @@ def _seconds(trainer: Trainer, work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def epochs(cfg: DictConfig, steps: float) -> float:
-    """How many epochs, each of so many steps, the run has."""
-    if cfg.iterations is not None:
-        return max(1, cfg.iterations * cfg.profile.epochs / steps)
-    return max(1, round(cfg.epochs * cfg.profile.epochs))
-
-
 @dataclass
 class Known:
     """What plans of several tables share: estimates of each kind of run, and what was timed for them."""
 
     estimates: dict[str, Estimate]
     timed: dict[str, Timing] = field(default_factory=dict)
+    timing: bool = True  # false: kinds without an estimate are not timed, and their hours are not known
 
 
 class Costs(NamedTuple):
@@ -171,7 +143,9 @@ def costs(table: Table, asked: pd.DataFrame, root: Path, known: Known) -> Costs:
         left = mine[~mine["shared"] & ~mine["state"].isin(["done", "diverged"])]
         for job in left.to_dict("records"):
             one = compose(job["overrides"])
-            if (key := kind(one)) not in known.estimates:
+            if (key := kind(one)) not in known.estimates and not known.timing:
+                known.estimates[key] = Estimate(math.nan, math.nan, 0, "no stored run of its kind")
+            if key not in known.estimates:
                 check(one)  # which imports what a plan of known runs does without
                 print(f"timing a few steps of {row.label}, {job['column']} ...", file=sys.stderr, flush=True)
                 try:

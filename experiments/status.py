@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import time
@@ -112,16 +111,13 @@ def _since(start: float) -> str:
 
 
 def _progress(run: store.Run, running: bool) -> str:
-    """The last epoch that ended; of a run that goes on the seconds left, by the epochs so far."""
-    try:
-        text, written = (run.path / "train.log").read_text(), (run.path / "train.log").stat().st_mtime
-    except OSError:
+    """The last epoch with a checkpoint; of a run that goes on the seconds left, by that epoch."""
+    made = run.progress()
+    if made is None:
         return "no epoch yet"
-    *_, last = re.findall(r"^epoch (\d+)/(\d+): .*?([\d.]+) s$", text, re.MULTILINE) or [None]
-    if last is None:
-        return "no epoch yet"
-    epoch, epochs, seconds = int(last[0]), int(last[1]), float(last[2])
-    left = max(0, seconds / epoch * (epochs - epoch) - max(0, time.time() - written))
+    epoch, epochs = int(made["epoch"]), int(made["epochs"])
+    since = max(0, time.time() - (run.path / "progress.json").stat().st_mtime)
+    left = max(0, made["epoch_seconds"] * (epochs - epoch) - since)
     return f"epoch {epoch}/{epochs}" + (f", {left:.0f} s left" if running else "")
 
 

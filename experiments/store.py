@@ -175,6 +175,17 @@ class Run:
         except FileNotFoundError:
             return []
 
+    def advance(self, epoch: int, epochs: int, step: int, epoch_seconds: float) -> None:
+        """progress.json: how far the checkpoint is, and how long its last epoch took."""
+        self.write("progress.json", json.dumps({"epoch": epoch, "epochs": epochs, "step": step, "epoch_seconds": round(epoch_seconds, 3)}))
+
+    def progress(self) -> dict[str, float] | None:
+        """What `advance` wrote last; None before the first checkpoint."""
+        try:
+            return json.loads(self.read("progress.json"))
+        except (OSError, json.JSONDecodeError):
+            return None
+
     def finish(self, summary: dict[str, Any]) -> None:
         """result.json: from here on the run is done and is never trained again."""
         (self.path / "error.txt").unlink(missing_ok=True)

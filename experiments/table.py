@@ -13,9 +13,9 @@ import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import store
+from experiments import store, timebox
 from experiments.cli import RunFailed, main
-from experiments.complete import complete, find
+from experiments.complete import complete, find, unfinished
 from experiments.config import ConfigError, check, options
 from experiments.identity import run_ids
 from experiments.launch import compose
@@ -120,9 +120,6 @@ def narrowed(cfg: DictConfig, spec: DictConfig, *only: Sequence[str]) -> Table:
 
 def run(cfg: DictConfig) -> None:
     """The task that Hydra runs: plan or train, then print and write. Raises RunFailed when runs of the table failed or diverged."""
-    from experiments.claims import verdicts
-    from experiments.show import choosing, show
-
     table = narrowed(cfg, cfg.table, cfg.only)
     asked = jobs(table, common_overrides(), targets=cfg.launch and not cfg.plan)
     if cfg.plan:
@@ -130,6 +127,15 @@ def run(cfg: DictConfig) -> None:
 
         print(plan(table, asked, cfg))
         return
+    with timebox.heeding_sigterm():
+        _make(cfg, table, asked)
+
+
+def _make(cfg: DictConfig, table: Table, asked: Jobs) -> None:
+    """Train what is missing, print, write. Raises RunFailed."""
+    from experiments.claims import verdicts
+    from experiments.show import choosing, show
+
     shared = counted(cfg)
     complaints = complete(table, asked, cfg.runtime, cfg.wait, shared) if cfg.launch else []
     found = find(asked, cfg.runtime.runs, shared)
@@ -140,8 +146,11 @@ def run(cfg: DictConfig) -> None:
     print(show(table, wanted, found, cells, verdicts(table, wanted, found), output_name(cfg), facts))
     if complaints:
         raise ConfigError("; ".join(complaints))
+    left = unfinished(pd.concat([wanted, trials]), found, cfg.runtime) if cfg.launch else ""
+    if left:
+        print(left)
     outcomes = wanted["id"][wanted["column"].isin([name for name, column in table.columns.items() if column.chance is not None])]
-    raise_failed(pd.concat([wanted, trials]), found, [*spare["id"], *outcomes], ended=cfg.launch and cfg.wait)
+    raise_failed(pd.concat([wanted, trials]), found, [*spare["id"], *outcomes], ended=cfg.launch and cfg.wait and not left)
 
 
 def raise_failed(wanted: Jobs, found: dict[str, store.Run], spare: Iterable[str] = (), ended: bool = False) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import sys
 import time
@@ -19,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import store
+from experiments import cost, store, timebox
 from experiments.cli import BAD_INPUT, RunFailed, main, one_line
 from experiments.config import ConfigError, build, check, first_line, resolve
 from experiments.devices import device, places
@@ -37,7 +38,8 @@ QUIET_SECONDS = 10  # an epoch's line goes to the run's log always, to the conso
 def train(cfg: DictConfig) -> None:
     """The task that Hydra runs. A run that is done is only reported; one that another process trains is left to it.
 
-    Raises ConfigError for bad input, RunFailed when the run raised (its folder has the traceback) or diverged.
+    Raises ConfigError for bad input, RunFailed when the run raised (its folder has the traceback) or diverged, TimeUp when the command's
+    time box does not hold it.
     """
     OmegaConf.resolve(cfg)
     check(cfg, targets=False)
@@ -84,14 +86,26 @@ def _train(cfg: DictConfig) -> None:
         raise RunFailed(f"{run.path}: diverged before, {run.error()}")
     else:
         place = device(cfg.runtime, claim=True)
+        known = _fits(cfg, run)
         trainer = make_trainer(cfg, place)  # bad input shows here, before anything is written
         try:
             if run.acquire() and run.state not in ("done", "diverged"):  # another process may have finished it in the meantime
-                _fit(cfg, run, trainer if _restore(run, trainer) else make_trainer(cfg, place))
+                _fit(cfg, run, trainer if _restore(run, trainer) else make_trainer(cfg, place), known)
         except OSError as error:  # a full disk, say: no failure of the run
             raise ConfigError(f"runtime.runs: {cfg.runtime.runs} cannot be written ({error.strerror or first_line(error)})") from error
         finally:
             run.release()
+
+
+def _fits(cfg: DictConfig, run: store.Run) -> bool:
+    """Whether stored runs tell how long this one takes. Raises TimeUp when that is longer than the command's time box."""
+    left = timebox.left(cfg.runtime)
+    if math.isinf(left):
+        return True
+    needed = cost.remaining(cfg, run, cost.stored(Path(cfg.runtime.runs)))
+    if left <= 0 or needed > left:
+        raise timebox.TimeUp("not started")
+    return not math.isnan(needed)
 
 
 def folder(cfg: DictConfig) -> store.Run:
@@ -147,7 +161,11 @@ def make_bundle(cfg: DictConfig, device: str) -> Bundle:
     return build(cfg.dataset, "dataset", **extra)
 
 
-def _fit(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
+def _fit(cfg: DictConfig, run: store.Run, trainer: Trainer, known: bool) -> None:
+    """Train it to its end. Raises TimeUp, after a checkpoint, when the command's time box does not hold another epoch.
+
+    known: whether it is known that the whole run fits; else its first epoch tells.
+    """
     from tqdm import tqdm
 
     from experiments.provenance import commit, facts, sources
@@ -159,24 +177,40 @@ def _fit(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
     bar = tqdm(total=trainer.length.steps, initial=trainer.step, desc=run.path.name, disable=None, leave=False)
     summary: dict[str, Any] = {}
     shown = time.monotonic()
+    began: float | None = None  # of the first epoch here, after its first step, which pays for what later ones find ready
+
+    def tick() -> None:
+        nonlocal began
+        began = began or time.monotonic()
+        bar.update()
+
     try:
         if trainer.epoch == 0:
             keep_weights(cfg, run, trainer)
         while trainer.epoch < trainer.epochs:
-            known = len(trainer.rows)
-            trainer.train_epoch(bar.update)
+            first = len(trainer.rows)
+            trainer.train_epoch(tick)
+            took = time.monotonic() - (began or math.inf)
             if board is None:  # not earlier: the first step need not wait for TensorBoard's imports
                 from experiments.board import open_board
 
-                board = open_board(run.path, cfg, trainer.rows[:known])
-            record(cfg, run, trainer, board, known)
+                board = open_board(run.path, cfg, trainer.rows[:first])
+            needed = took * (1 if known else trainer.epochs - trainer.epoch)
+            known, up = True, trainer.epoch < trainer.epochs and needed > timebox.left(cfg.runtime)
+            record(cfg, run, trainer, board, first)
+            if up or trainer.epoch % cfg.runtime.checkpoint_every == 0 or trainer.epoch == trainer.epochs:
+                checkpoint(run, trainer, took)
             line = f"epoch {trainer.epoch}/{trainer.epochs}: {_headline(cfg, trainer.rows)}, {trainer.seconds:.1f} s"
             with open(run.path / "train.log", "a") as log:
                 log.write(line + "\n")
             if bar.disable and time.monotonic() - shown > QUIET_SECONDS:
                 print(f"{run.path.name} {line}", flush=True)
                 shown = time.monotonic()
-    except (ConfigError, OSError):  # a probe that is not for this run, a disk that is full: no failure of the run
+            began = time.monotonic()
+            if up:
+                print(f"{run.path}: ends at epoch {trainer.epoch} of {trainer.epochs}, the time is up", flush=True)
+                raise timebox.TimeUp("ended at a checkpoint")
+    except (ConfigError, OSError, timebox.TimeUp):  # a probe that is not for this run, a disk that is full: no failure of the run
         raise
     except Exception as error:
         if not isinstance(error, Diverged):
@@ -195,17 +229,21 @@ def _fit(cfg: DictConfig, run: store.Run, trainer: Trainer) -> None:
     print(f"{run.path}: {_headline(cfg, trainer.rows)}, {trainer.seconds:.1f} s", flush=True)
 
 
-def record(cfg: DictConfig, run: store.Run, trainer: Trainer, board: SummaryWriter, known: int) -> None:
-    """What an epoch leaves in the run's folder: the evaluations after the first `known`, and a checkpoint."""
+def record(cfg: DictConfig, run: store.Run, trainer: Trainer, board: SummaryWriter, first: int) -> None:
+    """What every epoch leaves in the run's folder: the evaluations from row `first` on, and the network where it is to be kept."""
     from experiments.board import add
 
-    for row in trainer.rows[known:]:
+    for row in trainer.rows[first:]:
         add(board, row)
     board.flush()
     run.log(trainer.rows)
     keep_weights(cfg, run, trainer)
-    if trainer.epoch % cfg.runtime.checkpoint_every == 0 or trainer.epoch == trainer.epochs:
-        save(run.path / "checkpoint.pt", trainer.state())
+
+
+def checkpoint(run: store.Run, trainer: Trainer, epoch_seconds: float) -> None:
+    """What the run goes on from, and how far that is."""
+    save(run.path / "checkpoint.pt", trainer.state())
+    run.advance(trainer.epoch, trainer.epochs, trainer.step, epoch_seconds)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -278,4 +316,5 @@ def _threads(runtime: DictConfig) -> int:
 if __name__ == "__main__":
     from experiments.train import train as task  # by its importable name: launchers hand it to other processes
 
-    main(task, "config")
+    with timebox.heeding_sigterm():
+        main(task, "config")

@@ -75,7 +75,7 @@ def test_first_line_says_where_it_goes(name: str) -> None:
     assert expected is None or lines[0] == expected
 
 
-@pytest.mark.parametrize("name", ["config", "tables", "figures", "groups"])
+@pytest.mark.parametrize("name", ["config", "tables", "figures", "papers", "publish", "status", "groups"])
 def test_root_files_hold_no_keys_of_a_run(name: str) -> None:
     """They would silently beat an experiment's: defaults are in the dataclass."""
     assert set(OmegaConf.load(cli.CONF / f"{name}.yaml")) <= {"defaults", "hydra"}

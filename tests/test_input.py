@@ -112,6 +112,8 @@ def refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("dataset.train=0", "dataset: dataset.train=0: choose"),
         ("runtime.download=maybe", "runtime.download: maybe is not allowed; it must be true, false, or a list of mirrors' URLs"),
         ("runtime.download=[ftp:/x]", "runtime.download: ['ftp:/x'] is not allowed; it must be true, false, or a list"),
+        ("runtime.time_limit=0", "runtime.time_limit: 0.0 is not allowed; it must be a number above 0"),
+        ("runtime.time_limit=nan", "runtime.time_limit: nan is not allowed; it must be a number above 0"),
         ("step=fast", "step: fast is not allowed; it must be eager, graph"),
         ("step=graph runtime.device=cpu", "step: graph needs a GPU; allowed here: eager"),
         ("compile=maybe", "compile: 'maybe' is not allowed; it must be true or false"),

@@ -93,6 +93,21 @@ def test_on_a_cluster_all_are_submitted_first(command: Command, mine: Path, monk
     assert all(f"--config-dir={mine}" in given for *_, given in asked)
 
 
+def test_in_a_time_box_no_steps_are_timed_and_the_rest_is_left(command: Command, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments import plan
+
+    def measure(*_: object) -> None:
+        raise AssertionError("this takes minutes")
+
+    asked: list[str] = []
+    monkeypatch.setattr(plan, "measure", measure)
+    monkeypatch.setattr(paper, "ask", lambda part, words: asked.append(part.name) or (0, []))
+    monkeypatch.setattr(paper.timebox, "left", lambda runtime: runtime.time_limit * (2 - len(asked)))
+    code, out, err = command("paper=mine", "runtime.time_limit=60", task=paper.run, root="papers")
+    assert (code, err) == (0, "") and asked == ["unitization_bounds", "mine_1"]
+    assert "the time is up: 1 of 3 tables and figures are left; ask again and it goes on" in out
+
+
 def test_bad_input(command: Command) -> None:
     code, _, err = command("paper=nix", task=paper.run, root="papers")
     assert (code, err) == (2, "retable: paper: nix is not known; allowed: itdm, lamix, per, unitization, all\n")

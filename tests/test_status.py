@@ -42,7 +42,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, store.Run
             run.write("config.yaml", "{}")
             run.finish({"seconds": 1.0, "epochs": 1, "steps": 1, "device": "d"} | ({"diverged": "ce is nan"} if name == "diverged" else {}))
         if name in ("running", "queued", "resumable"):
-            run.write("train.log", "epoch 1/8: accuracy 1.00 %, 5.0 s\nepoch 2/8: accuracy 2.00 %, 20.0 s\n")
+            run.advance(epoch=2, epochs=8, step=20, epoch_seconds=10.0)
             run.write("checkpoint.pt", "x")
     made["failed"].fail(BROKEN)
     assert made["running"].acquire()  # by this process

@@ -21,7 +21,7 @@ from experiments.bench.sides import Side, images
 from experiments.board import open_board
 from experiments.cli import RunFailed
 from experiments.config import build
-from experiments.train import make_trainer, record
+from experiments.train import checkpoint, make_trainer, record
 from experiments.trainer import Trainer
 
 # An evaluation at each epoch's end and nowhere else, however many epochs a row takes; each image once per epoch, as in the usual loop.
@@ -57,6 +57,7 @@ def whole_suite(cfg: DictConfig, train: int | None) -> Side:
                     known = len(trainer.rows)
                     trainer.train_epoch()
                     record(cfg, run, trainer, board, known)
+                    checkpoint(run, trainer, 0)
                     yield
 
     endless = epochs()

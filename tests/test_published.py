@@ -1,0 +1,166 @@
+"""Published runs: what their file holds, which commands count them, and what a table says of them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from test_table import CELLS, Command, command, extra, results  # noqa: F401  fixtures
+
+from experiments import figure, publish, published, store, table
+from experiments.cli import CONF, main
+from experiments.config import ConfigError
+from experiments.identity import run_id
+from experiments.launch import compose
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / published.FOLDER).glob("*.zip"))
+
+
+@pytest.fixture
+def packed(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+    """The tiny table's runs, in tmp_path/runs and in the file that is returned, where the commands look for published runs."""
+    assert command("table=tiny")[0] == 0
+    folder = tmp_path / "published"
+    code, out, err = command(f"out={folder}", "table=tiny", task=publish.run, root="publish")
+    assert (code, err) == (0, "") and out.startswith(f"{folder}/tiny.zip: {CELLS} of {CELLS} runs of table tiny; {CELLS} runs, ")
+    monkeypatch.setattr(published, "FOLDER", folder)
+    monkeypatch.setattr(published.published, "__defaults__", (folder,))
+    return folder / "tiny.zip"
+
+
+def numbers(out: str) -> list[str]:
+    return [line for line in out.splitlines() if line.startswith("|")]
+
+
+def test_what_the_file_holds(packed: Path, tmp_path: Path) -> None:
+    """Each run's folder with three files, unpacked a run of the store; nothing of this machine's folders."""
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(tmp_path / "unpacked")
+        texts = [archive.read(name).decode() for name in archive.namelist()]
+    assert not any(str(tmp_path) in text for text in texts)
+    runs, unpacked = (
+        {Path(path).name: store.Run(Path(path)) for _, path in store.folders(tmp_path / name)} for name in ("runs", "unpacked")
+    )
+    assert runs.keys() == unpacked.keys() and len(runs) == CELLS
+    for name, run in unpacked.items():
+        assert sorted(path.name for path in run.path.iterdir()) == sorted(published.FILES)
+        assert run.state == "done" and run.result() == runs[name].result() and run_id(run.config()) == name[-10:]
+        assert {"dataset", "model", "norm"} <= (run.result() or {})["source"].keys()
+        for mine, theirs in zip(run.metrics(), runs[name].metrics(), strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-8)
+
+
+def test_the_same_runs_give_the_same_bytes(packed: Path, tmp_path: Path) -> None:
+    before = packed.read_bytes()
+    runs = {identity: store.Run(Path(path)) for identity, path in store.folders(tmp_path / "runs")}
+    one = dict(list(runs.items())[:1])
+    assert published.pack(packed, one) == CELLS and packed.read_bytes() == before  # it keeps what it has
+    packed.unlink()
+    assert published.pack(packed, one) == 1 and published.pack(packed, runs) == CELLS and packed.read_bytes() == before
+
+
+def test_a_file_that_would_be_too_large_is_not_written(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "LARGEST", packed.stat().st_size - 1)
+    before, runs = packed.read_bytes(), {identity: store.Run(Path(path)) for identity, path in store.folders(tmp_path / "runs")}
+    with pytest.raises(ConfigError, match=r"tiny\.zip: it would have [\d,]+ bytes of at most [\d,]+; publish fewer runs"):
+        published.pack(packed, runs)
+    assert packed.read_bytes() == before and [path.name for path in packed.parent.iterdir()] == ["tiny.zip"]
+
+
+@pytest.mark.parametrize(
+    ("words", "counted", "trained"),
+    [
+        (["launch=false"], CELLS, 0),
+        (["launch=false", "published=false"], 0, 0),
+        (["published=true"], CELLS, 0),
+        ([], 0, CELLS),
+    ],
+)
+def test_which_commands_count_them(packed: Path, command: Command, tmp_path: Path, words: list[str], counted: int, trained: int) -> None:  # noqa: F811
+    """In an empty store: those that train nothing, unless they are told otherwise."""
+    own = numbers(command("table=tiny")[1])
+    code, out, err = command("table=tiny", *words, runs=tmp_path / "empty")
+    assert (code, err) == (0, "") and len(results(tmp_path / "empty")) == trained
+    assert (f"published runs: {counted} of {CELLS} ({packed})" in out) == (counted > 0)
+    assert (numbers(out) == own) == (counted + trained > 0)
+
+
+def test_an_own_run_wins_and_a_difference_is_said(packed: Path, command: Command, tmp_path: Path) -> None:  # noqa: F811
+    """Of two own runs one has the numbers of the published one, the other has not; a third has not ended, and does not count."""
+    changed, same, unfinished = (Path(path) for _, path in list(store.folders(tmp_path / "runs"))[:3])
+    for path in (changed, same, unfinished):
+        shutil.copytree(path, tmp_path / "few" / path.parent.name / path.name)
+    run = store.Run(tmp_path / "few" / changed.parent.name / changed.name)
+    run.log([row | {"test/ce": 1.1 * row["test/ce"]} for row in run.metrics()])
+    (tmp_path / "few" / unfinished.parent.name / unfinished.name / "result.json").unlink()
+    code, out, err = command("table=tiny", "launch=false", runs=tmp_path / "few")
+    assert (code, err) == (0, "") and f"published runs: {CELLS - 2} of {CELLS} ({packed})" in out
+    assert f"1 of 2 own runs have other numbers than the published ones: by up to 10 % (test/ce of {changed.name})" in out
+    assert "published" not in command("table=tiny", "launch=false")[1]
+
+
+def test_a_figure_counts_them(packed: Path, command: Command, extra: Path, tmp_path: Path) -> None:  # noqa: F811
+    (extra / "figure").mkdir()
+    (extra / "figure" / "tiny.yaml").write_text(
+        "defaults: [/table@runs: tiny]\ntitle: Tiny\ndraw: {_target_: experiments.figures.weights.draw}\n"
+    )
+    words = [f"out={tmp_path}/figures", "figure=tiny"]
+    code, out, err = command(*words, "launch=false", task=figure.run, root="figures", runs=tmp_path / "empty")
+    assert (code, err) == (0, "") and f"published runs: {CELLS} of {CELLS} ({packed})" in out and "MISSING" not in out
+    code, out, err = command(*words, f"out={tmp_path}/p", task=publish.run, root="publish")
+    assert (code, err) == (0, "") and "runs of figure tiny" in out and (tmp_path / "p" / "tiny.zip").read_bytes() == packed.read_bytes()
+
+
+def test_bad_input_in_one_line(packed: Path, command: Command, tmp_path: Path) -> None:  # noqa: F811
+    def asked(*words: str) -> tuple[int, str]:
+        code, _, err = command(*words, task=publish.run, root="publish", runs=tmp_path / "empty")
+        return code, err
+
+    assert asked() == (2, "retable: publish: nothing is chosen; add table=NAME or figure=NAME\n")
+    assert asked("table=tiny") == (2, f"retable: table: none of the {CELLS} runs of tiny is finished in {tmp_path}/empty\n")
+    packed.write_bytes(packed.read_bytes()[:100])
+    code, _, err = command("table=tiny", "launch=false", task=table.run)
+    assert (code, err) == (2, f"retable: {packed}: this is no file of published runs (File is not a zip file)\n")
+
+
+# those that the project keeps
+
+
+def test_they_are_there() -> None:
+    assert len(FILES) >= 6
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_their_ids_are_those_of_their_configs(file: Path) -> None:
+    """Under today's code: a changed default or rule would leave them without a table that asks for them."""
+    assert file.stat().st_size <= published.LARGEST
+    mine = {identity: run for identity, run in published.published(file.parent).items() if run.file == file}
+    assert mine
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        keys = set(compose([]))
+    for identity, run in mine.items():
+        result, cfg = run.result() or {}, run.config()
+        assert run_id(cfg) == result["id"] == identity and set(cfg) | {"runtime"} == keys
+        assert result["dirty"] is False and result["source"] and (run.metrics() or "diverged" in result)
+
+
+TABLES = ["demo", "per_demo", "per_lstm_demo", "lamix_demo", "lamix_puzzle_demo"]
+PRINTED = [(name, []) for name in TABLES] + [("unitization_demo", ["profile=short"])]
+
+
+@pytest.mark.parametrize(("name", "words"), PRINTED, ids=[name for name, _ in PRINTED])
+def test_reference_tables_are_printed_from_them(name: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the project's folder, with an empty store: nothing is trained, and the files are those of runs/reference."""
+    asked = [f"table={name}", *words, "launch=false", f"runtime.runs={tmp_path}", f"out={tmp_path}"]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr(sys, "argv", ["retable", *asked])
+    main(table.run, "tables")
+    for ending in (".md", ".csv", ".tex"):
+        file = "-".join([name, *words]) + ending
+        assert (tmp_path / file).read_text() == (ROOT / "runs" / "reference" / file).read_text()

@@ -1,0 +1,191 @@
+"""The time box: what is not started, where a run ends, what is said, and that asking again gives the bits of a run without one."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from test_resume import endings, same
+from test_table import CELLS, Command, command, extra, results  # noqa: F401  fixtures
+
+from experiments import apart, store, timebox, train
+from experiments.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+EPOCHS = 6
+
+
+@pytest.fixture(autouse=True)
+def not_terminated() -> Iterator[None]:
+    yield
+    timebox.terminated = False
+
+
+class Clock:
+    """A command's time as its runs spend it: so many seconds an epoch, and nothing besides."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.epoch = time.time(), 10.0
+        plain = Trainer.train_epoch
+
+        def train_epoch(trainer: Trainer, tick: Callable[[], object]) -> None:
+            plain(trainer, tick)
+            self.now += self.epoch
+            trainer.seconds = self.epoch * trainer.epoch
+
+        monkeypatch.setattr(Trainer, "train_epoch", train_epoch)
+        monkeypatch.setattr(timebox.time, "time", lambda: self.now)
+        monkeypatch.setattr(train.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def progress(runs: Path) -> dict[str, int]:
+    """The epochs that each run without a result has made, by its folder."""
+    found = {Path(path).name: store.Run(Path(path)) for _, path in store.folders(runs)}
+    return {name: int((run.progress() or {"epoch": 0})["epoch"]) for name, run in found.items() if run.result() is None}
+
+
+def asked(call: Command, limit: float | None, *words: str, **more: Any) -> tuple[int, str, list[str]]:
+    """The tiny table with runs of six epochs: exit code, stdout, and its lines about the time."""
+    limited = [] if limit is None else [f"runtime.time_limit={limit}"]
+    code, out, err = call("table=tiny", f"epochs={EPOCHS}", *limited, *words, **more)
+    assert err == ""
+    return code, out, [line for line in out.splitlines() if "are left" in line or "time is up" in line]
+
+
+def test_a_kind_that_nothing_is_known_of_is_tried_for_an_epoch(command: Command, clock: Clock, tmp_path: Path) -> None:  # noqa: F811
+    """Each run takes 60 s: of the two kinds, without and with ITDM, one run makes one epoch; then none is started."""
+    code, _, lines = asked(command, 35)
+    assert code == 0 and sorted(progress(tmp_path / "runs").values()) == [1, 1]
+    assert len(lines) == 3 and lines[-1] == (
+        f"runtime.time_limit=35: {CELLS} of {CELLS} runs are left, about 5.7 minutes one after another; ask again and it goes on"
+    )
+    before = clock.now
+    assert asked(command, 45)[0] == 0 and clock.now == before  # what is known now does not fit, whatever was not yet begun
+
+
+def test_what_fits_is_finished_and_the_rest_goes_on(command: Command, clock: Clock, tmp_path: Path) -> None:  # noqa: F811
+    code, out, lines = asked(command, 130)
+    assert code == 0 and len(results(tmp_path / "runs")) == 2 and [*progress(tmp_path / "runs").values()] == [1]
+    assert lines[-1].startswith(f"runtime.time_limit=130: {CELLS - 2} of {CELLS} runs are left, about 3.8 minutes")
+    assert [line.split("|")[2].strip() != "-" for line in out.splitlines() if line.startswith("| with")] == [True, False, False]
+    assert asked(command, None)[:3:2] == (0, []) and asked(command, 1)[:3:2] == (0, [])
+    whole = tmp_path / "whole"
+    assert asked(command, None, runs=whole)[0] == 0
+    assert len(endings(whole)) == CELLS and same(endings(tmp_path / "runs"), endings(whole))
+
+
+def test_a_run_that_is_slower_than_its_kind_was_ends_at_a_checkpoint(command: Command, clock: Clock, tmp_path: Path) -> None:  # noqa: F811
+    """Also where none is due: checkpoints are four epochs apart, and three epochs fit."""
+    words = ["only=[without]", "table.seeds=[1,2]", "runtime.checkpoint_every=4"]
+    assert asked(command, None, "only=[without]", "table.seeds=[1]")[0] == 0
+    clock.epoch = 20.0
+    code, _, lines = asked(command, 70, *words)
+    assert code == 0 and [*progress(tmp_path / "runs").values()] == [3]
+    assert "ends at epoch 3 of 6, the time is up" in lines[0]
+    assert lines[-1].startswith("runtime.time_limit=70: 1 of 2 runs are left, about 0.5 min")
+    clock.epoch = 10.0
+    assert asked(command, 29, *words)[0] == 0 and [*progress(tmp_path / "runs").values()] == [3]  # the rest of it takes 30 s
+    assert asked(command, 31, *words)[0] == 0 and progress(tmp_path / "runs") == {}
+
+
+def test_nothing_is_left_of_a_run_that_was_not_started(command: Command, clock: Clock, tmp_path: Path) -> None:  # noqa: F811
+    assert asked(command, None, "only=[without]", "table.seeds=[1]")[0] == 0
+    before = sorted(tmp_path.rglob("runs/*/*"))
+    code, _, lines = asked(command, 59, "only=[without]")
+    assert (code, len(lines)) == (0, 1) and lines[0].startswith("runtime.time_limit=59: 1 of 2 runs are left, about 1.0 minutes")
+    assert sorted(tmp_path.rglob("runs/*/*")) == before
+
+
+def test_a_sweep(command: Command, clock: Clock, tmp_path: Path) -> None:  # noqa: F811
+    words = ["-m", "seed=1,2,3", "dataset.train=100", "epochs=6", "runtime.time_limit=125"]
+    code, out, err = command(*words, task=train.train, root="config")
+    assert (code, err) == (0, "") and len(results(tmp_path / "runs")) == 2
+    assert out.splitlines()[-1] == "the time is up: 1 run is left; ask again and it goes on"
+
+
+def test_sigterm_ends_the_box(command: Command, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811
+    """Twice, as timeout(1) sends it: the run in progress makes its epoch, and no other one is begun."""
+    plain, before = Trainer.train_epoch, signal.getsignal(signal.SIGTERM)
+
+    def train_epoch(trainer: Trainer, tick: Callable[[], object]) -> None:
+        if trainer.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        plain(trainer, tick)
+
+    monkeypatch.setattr(Trainer, "train_epoch", train_epoch)
+    code, _, lines = asked(command, None)
+    assert code == 0 and [*progress(tmp_path / "runs").values()] == [3]
+    assert lines[-1] == f"ended by SIGTERM: {CELLS} of {CELLS} runs are left, of unknown length; ask again and it goes on"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_reaches_runs_in_other_processes(extra: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Two runs side by side; then all of it again, with the bits of runs that nothing interrupted."""
+
+    def start(runs: Path) -> subprocess.Popen[str]:
+        common = ["runtime.device=cpu", f"runtime.runs={runs}", "profile.test=100", f"out={tmp_path}/out", "epochs=40", "table.seeds=[1]"]
+        words = ["--config-dir", str(extra), "table=tiny", *common, "runtime.runs_per_device=2", "runtime.threads=1"]
+        command = [sys.executable, "-m", "experiments.table", *words]  # noqa: F811
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    first = start(tmp_path / "runs")
+    while not (made := [*tmp_path.glob("runs/*/*/progress.json")]) and first.poll() is None:
+        time.sleep(0.02)
+    assert made, first.communicate()
+    first.send_signal(signal.SIGTERM)
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == 0 and err == "retable: SIGTERM; what runs ends at its next checkpoint\n" * err.count("retable")
+    assert "ended by SIGTERM: 3 of 3 runs are left" in out and 1 <= len(progress(tmp_path / "runs")) <= 2
+    assert start(tmp_path / "runs").wait(120) == start(tmp_path / "whole").wait(120) == 0
+    assert len(endings(tmp_path / "whole")) == 3 and same(endings(tmp_path / "runs"), endings(tmp_path / "whole"))
+
+
+def test_a_process_that_sigterm_kills_before_it_begins_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timebox, "terminated", True)
+    cfg = OmegaConf.create({"runtime": {"time_limit": None}})
+    (error,) = apart.side_by_side(print, [lambda: cfg], 1)
+    assert isinstance(error, timebox.TimeUp)
+
+
+def test_an_estimate_is_of_an_epoch_without_the_first_step(command: Command, clock: Clock, tmp_path: Path) -> None:  # noqa: F811
+    """Which pays for what later ones find ready: a run is judged by the time after it."""
+    plain, steps = Trainer.take_step, []
+
+    def take_step(trainer: Trainer, *samples: Any) -> None:
+        clock.now += 0 if steps else 1000
+        steps.append(1)
+        plain(trainer, *samples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "take_step", take_step)
+        assert asked(command, 1065, "only=[without]", "table.seeds=[1]")[:3:2] == (0, [])
+    assert len(results(tmp_path / "runs")) == 1
+
+
+def test_commands_that_a_command_starts_count_from_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = OmegaConf.create({"time_limit": 100})
+    monkeypatch.delenv(timebox.BEGAN, raising=False)
+    now = 5000.0
+    monkeypatch.setattr(timebox.time, "time", lambda: now)
+    with timebox.began_now():
+        now += 60
+        with timebox.began_now():
+            assert timebox.left(runtime) == 40
+        assert timebox.left(runtime) == 40
+    assert timebox.BEGAN not in os.environ
+    assert timebox.left(OmegaConf.create({"time_limit": None})) == math.inf

@@ -29,16 +29,15 @@ SAME = 1e-6  # relative difference of numbers that count as equal
 class Published(store.Run):
     """A run in a published file, which can only be read. `path` says where it is; there is no such folder."""
 
-    def __init__(self, file: Path, folder: str) -> None:
-        super().__init__(file / folder)
-        self.file, self.folder = file, folder
+    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
+        self.archive, self.file, self.folder = archive, Path(str(archive.filename)), folder
+        super().__init__(self.file / folder)
 
     def read(self, name: str) -> str:
-        with zipfile.ZipFile(self.file) as archive:
-            try:
-                return archive.read(f"{self.folder}/{name}").decode()
-            except KeyError as error:
-                raise FileNotFoundError(self.path / name) from error
+        try:
+            return self.archive.read(f"{self.folder}/{name}").decode()
+        except KeyError as error:
+            raise FileNotFoundError(self.path / name) from error
 
 
 def published(root: Path = FOLDER) -> dict[str, Published]:
@@ -46,11 +45,11 @@ def published(root: Path = FOLDER) -> dict[str, Published]:
     found: dict[str, Published] = {}
     for file in sorted(root.glob("*.zip")):
         try:
-            with zipfile.ZipFile(file) as archive:
-                folders = {name.rpartition("/")[0] for name in archive.namelist()}
+            archive = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, OSError) as error:
             raise ConfigError(f"{file}: this is no file of published runs ({first_line(error)})") from error
-        found |= {folder[-10:]: Published(file, folder) for folder in sorted(folders)}
+        folders = sorted({name.rpartition("/")[0] for name in archive.namelist()})
+        found |= {folder[-10:]: Published(archive, folder) for folder in folders}
     return found
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import apart, devices, store
+from experiments import apart, devices, timebox
 from experiments.cli import RunFailed
 from experiments.config import ConfigError
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("untraced")
 
 
 def runtime(**keys: Any) -> DictConfig:
-    return OmegaConf.create({"device": "auto", "devices": None, "runs_per_device": 1} | keys)
+    return OmegaConf.create({"device": "auto", "devices": None, "runs_per_device": 1, "time_limit": None} | keys)
 
 
 # places on GPUs
@@ -40,6 +41,7 @@ def test_places_are_taken_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 HOLD = """
 import sys, time
+from functools import partial
 from pathlib import Path
 from experiments import devices
 print(devices.take({0: "a"}, 1, Path(sys.argv[1])), flush=True)
@@ -92,6 +94,15 @@ def test_a_run_gets_a_gpu_with_a_free_place(monkeypatch: pytest.MonkeyPatch, tmp
     assert devices.places(runtime(devices=[0, 1], runs_per_device=3)) == 6 and devices.places(runtime()) == 1
 
 
+def test_waiting_for_a_place_ends_with_the_time_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(devices, "held", [])
+    assert devices.take({0: "a"}, 1, tmp_path) == 0
+    left = iter([False, False, True])
+    with pytest.raises(timebox.TimeUp, match="no place on GPU 0 became free"):
+        devices.take({0: "a"}, 1, tmp_path, over=lambda: next(left))
+
+
 # processes
 
 
@@ -110,9 +121,10 @@ def outcome(cfg: DictConfig) -> None:
 
 def test_each_run_has_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two at a time; what ends one is told, and ends no other."""
-    monkeypatch.setattr(store, "run_dir", lambda cfg: f"run {cfg.how}")
+    monkeypatch.setattr(apart, "run_dir", lambda cfg: f"run {cfg.how}")
     hows = ["well", "kill", "bad", "exit", "raise", "well"]
-    runs = [lambda how=how, i=i: OmegaConf.create({"how": how, "file": str(tmp_path / str(i))}) for i, how in enumerate(hows)]
+    cfgs = [{"how": how, "file": str(tmp_path / str(i)), "runtime": {"time_limit": None}} for i, how in enumerate(hows)]
+    runs = [partial(OmegaConf.create, cfg) for cfg in cfgs]
     errors = apart.side_by_side(outcome, runs, places=2)
     again = "; ask again and it goes on from its last checkpoint"
     expected = [None, f"run kill: its process was killed by SIGKILL{again}", "seed: no", f"run exit: its process ended with code 3{again}"]

@@ -22,7 +22,7 @@ import pytest
 from test_resume import ROOT, endings, same, whole
 from test_table import Command, command, extra, results, words
 
-from experiments import store, train
+from experiments import fit, store, train
 
 __all__ = ["command", "extra"]  # fixtures
 pytestmark = pytest.mark.usefixtures("untraced")
@@ -67,9 +67,9 @@ def completes(command: Command, runs: Path, *asked: str, **more: Any) -> str:
 
 def interrupt(command: Command, monkeypatch: pytest.MonkeyPatch, epochs: int, runs: Path, *asked: str, **more: Any) -> None:
     """The command, interrupted when so many epochs have been recorded."""
-    plain, count = train.record, 0
+    plain, count = fit.checkpoint, 0
 
-    def record(*given: Any) -> None:
+    def checkpoint(*given: Any) -> None:
         nonlocal count
         plain(*given)
         count += 1
@@ -77,7 +77,7 @@ def interrupt(command: Command, monkeypatch: pytest.MonkeyPatch, epochs: int, ru
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "record", record)
+        patch.setattr(fit, "checkpoint", checkpoint)
         assert command(*asked, runs=runs, **more)[0] == 130
     assert [store.Run(path.parent).state for path in runs.glob("*/*/lock")].count("resumable") == 1
 

@@ -21,9 +21,10 @@ from experiments.config import ConfigError, Runtime
 from experiments.figure import Runs
 from experiments.figures import cam, embedding, statistics
 from experiments.figures.trained import trained
+from experiments.fit import keep_weights
 from experiments.length import Length
 from experiments.spec import Column, Row, Table
-from experiments.train import folder, keep_weights, train
+from experiments.train import folder, train
 from models.norm import BatchNorm
 
 __all__ = ["data_home"]  # a fixture

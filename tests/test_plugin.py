@@ -55,7 +55,7 @@ from pathlib import Path
 
 import torch
 
-from experiments import cli, store, train
+from experiments import cli, fit, store, train
 
 tmp = Path(sys.argv[1])
 TINY = ["dataset=digits", "dataset.train=100", "profile.test=100", "epochs=4", "schedule.at=[2]"]
@@ -90,14 +90,14 @@ state, metrics = last("whole")
 assert metrics.splitlines()[0].split(",")[:5] == ["step", "epoch", "lr", "train/ce", "train/shrink"], metrics
 assert state["methods"]["shrink"]["s"] != 0
 
-plain = train.record
-def interrupted(cfg, run, trainer, *more):
-    plain(cfg, run, trainer, *more)
+plain = fit.checkpoint
+def interrupted(run, trainer, *more):
+    plain(run, trainer, *more)
     if trainer.epoch == 2:
         raise KeyboardInterrupt
-train.record = interrupted
+fit.checkpoint = interrupted
 assert command("half", "method=shrink")[0] == 130
-train.record = plain
+fit.checkpoint = plain
 assert command("half", "method=shrink")[0] == 0
 again, lines = last("half")
 assert lines == metrics

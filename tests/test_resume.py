@@ -21,7 +21,7 @@ import pytest
 import torch
 from nets import small
 
-from experiments import cli, store, train
+from experiments import cli, fit, store, train
 
 pytestmark = pytest.mark.usefixtures("untraced")
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,13 +207,13 @@ def halfway(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[
         patch.setattr(sys, "argv", ["retable", *words, f"runtime.runs={root}/done"])
         cli.main(train.train, "config")
 
-        def interrupted(cfg: Any, run: store.Run, trainer: Any, *more: Any) -> None:
-            plain(cfg, run, trainer, *more)
+        def interrupted(run: store.Run, trainer: Any, *more: Any) -> None:
+            plain(run, trainer, *more)
             if trainer.epoch == 2:
                 raise KeyboardInterrupt
 
-        plain = train.record
-        patch.setattr(train, "record", interrupted)
+        plain = fit.checkpoint
+        patch.setattr(fit, "checkpoint", interrupted)
         patch.setattr(sys, "argv", ["retable", *words, f"runtime.runs={root}/half"])
         with pytest.raises(SystemExit) as end:
             cli.main(train.train, "config")

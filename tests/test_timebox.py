@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from test_resume import endings, same
 from test_table import CELLS, Command, command, extra, results  # noqa: F401  fixtures
 
-from experiments import apart, store, timebox, train
+from experiments import apart, fit, store, timebox, train
 from experiments.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +44,7 @@ class Clock:
 
         monkeypatch.setattr(Trainer, "train_epoch", train_epoch)
         monkeypatch.setattr(timebox.time, "time", lambda: self.now)
-        monkeypatch.setattr(train.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(fit.time, "monotonic", lambda: self.now)
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from experiments.bench.sides import Side, images
 from experiments.board import open_board
 from experiments.cli import RunFailed
 from experiments.config import build
-from experiments.train import checkpoint, make_trainer, record
+from experiments.fit import checkpoint, record
+from experiments.train import make_trainer
 from experiments.trainer import Trainer
 
 # An evaluation at each epoch's end and nowhere else, however many epochs a row takes; each image once per epoch, as in the usual loop.

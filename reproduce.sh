@@ -2,8 +2,6 @@
 # Sets up .venv if needed, then runs the demonstration, tables, figures or tests: see usage. Works from bash 3.2 on.
 set -euo pipefail
 trap 'exit 130' INT # Ctrl-C ends everything, not just the table in progress
-trap 'exit "$worst"' TERM # after the table in progress, which ends early if it has got the signal too; see runtime.time_limit
-worst=0
 
 usage() {
   cat <<TEXT
@@ -21,8 +19,8 @@ Figures: $(names figure)
 Papers:  $(papers)
 
 Words with = and words starting with - + ~ are Hydra overrides and go to every table and figure. If one of
-these fails, the others still run, and the exit code is the worst. runtime.time_limit=SECONDS ends them all in time:
-what is done is printed, and asked again they go on. Set-up needs about $need GB and the network,
+these fails, the others still run, and the exit code is the worst. runtime.time_limit=SECONDS, from the end
+of set-up, ends them all in time: what is done is printed, and the same command goes on later. Set-up needs about $need GB and the network,
 once; its output is in $log. Environment variables:
   PYTHON    the Python (3.11 to 3.13) that makes .venv; by default the first fitting one on the PATH
   DATA_DIR  where data sets are, or go
@@ -160,6 +158,8 @@ for word; do
   esac
 done
 setup
+worst=0
+trap 'exit "$worst"' TERM # after the table in progress, which ends early if it has got the signal too; see runtime.time_limit
 RETABLE_BEGAN=${RETABLE_BEGAN:-$(date +%s)} && export RETABLE_BEGAN # runtime.time_limit is for all of them together
 set -- ${overrides[@]+"${overrides[@]}"}
 if [ ${#jobs[@]} -eq 0 ]; then

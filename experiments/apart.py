@@ -21,7 +21,7 @@ PRELOADED = ["experiments.trainer", "experiments.board", "experiments.provenance
 
 
 def side_by_side(task: Callable[[DictConfig], None], runs: Iterable[Callable[[], DictConfig]], places: int) -> list[Exception | None]:
-    """`task` on the config that each of `runs` returns, so many at a time; what each raised, TimeUp where the time was up before."""
+    """`task` on the config that each of `runs` returns, so many at a time. Returns what each raised, TimeUp after the time box's end."""
     composing = Lock()
 
     def one(run: Callable[[], DictConfig]) -> Exception | None:
@@ -51,21 +51,24 @@ def apart(task: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     context.set_forkserver_preload(PRELOADED)
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(task, cfg, there))
-    process.start()
-    there.close()
     error: Exception | None
     try:
+        process.start()
+        there.close()
         with timebox.child(process):
             error = here.recv()
-    except EOFError:
+    except (EOFError, OSError):
+        if timebox.terminated:  # the signal has killed it, or the process that starts it: no failure of the run
+            raise timebox.TimeUp("ended by SIGTERM") from None
+        if process.pid is None:
+            raise
         process.join()
         code = process.exitcode or 0
-        if timebox.terminated:  # before it had begun
-            raise timebox.TimeUp("ended by SIGTERM") from None
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         error = RunFailed(f"{run_dir(cfg)}: its process {how}; ask again and it goes on from its last checkpoint")
     except KeyboardInterrupt:
-        process.kill()
+        if process.pid is not None:
+            process.kill()
         raise
     process.join()
     if error is not None:

@@ -12,12 +12,13 @@ from concurrent.futures import BrokenExecutor
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 from omegaconf import DictConfig
 
 from experiments import cluster, cost, store, timebox, train
 from experiments.apart import side_by_side
 from experiments.cli import BAD_INPUT, RunFailed, one_line
-from experiments.config import first_line
+from experiments.config import ConfigError, first_line
 from experiments.devices import places
 from experiments.launch import compose, launch, launcher
 from experiments.pick import Jobs, due
@@ -47,53 +48,58 @@ def complete(table: Table, asked: Jobs, runtime: DictConfig, wait: bool = True, 
     tried: set[str] = set()
     complaints: list[str] = []
     root, on_cluster, said = Path(runtime.runs), launcher() == "submitit_slurm", time.monotonic()
-    # A launcher starts all that it gets: in a time box, and side by side with submitit, it gets no more than there are places for.
+    if launcher().startswith("submitit") and runtime.time_limit is not None:
+        raise ConfigError(f"runtime.time_limit: {launcher()} has a limit of its own for each job, hydra.launcher.timeout_min")
+    # A launcher starts every run that it is given. In a time box, and by submitit here, it is given as many as there are places.
     in_turns = launcher() == "submitit_local" or (launcher() == "basic" and places(runtime) == 1 and timebox.given(runtime))
-    while timebox.left(runtime) > 0:
-        with cluster.turn(root) if on_cluster else contextlib.nullcontext():
-            began = time.monotonic()
-            queue = _queue(root, tidy=on_cluster)  # first: a job that ends in between has then left its files
-            found = find(asked, runtime.runs, shared)
-            states = {identity: run.state for identity, run in found.items()}  # before `due`: a trial that ends now is not passed over
-            now_due = list(dict.fromkeys(identity for jobs in due(table, asked, found) for identity in jobs["id"]))
-            left = [identity for identity in now_due if states.get(identity, "missing") in ("missing", "resumable", "failed")]
-            mine = [identity for identity in left if identity not in tried and identity not in queue]
-            if mine and on_cluster:
-                mine = mine[: cluster.LARGEST_ARRAY]
-                _submit(root, mine, [overrides[identity] for identity in mine])
-                tried |= {*mine}
+    with contextlib.nullcontext() if on_cluster else timebox.heeding_sigterm():  # there, jobs go on without the command
+        while timebox.left(runtime) > 0:
+            with cluster.turn(root) if on_cluster else contextlib.nullcontext():
+                began = time.monotonic()
+                queue = _queue(root, tidy=on_cluster)  # first: a job that ends in between has then left its files
+                found = find(asked, runtime.runs, shared)
+                states = {identity: run.state for identity, run in found.items()}  # before `due`: a trial that ends now is not passed over
+                now_due = list(dict.fromkeys(identity for jobs in due(table, asked, found) for identity in jobs["id"]))
+                left = [identity for identity in now_due if states.get(identity, "missing") in ("missing", "resumable", "failed")]
+                mine = [identity for identity in left if identity not in tried and identity not in queue]
+                if mine and on_cluster:
+                    mine = mine[: cluster.LARGEST_ARRAY]
+                    _submit(root, mine, [overrides[identity] for identity in mine])
+                    tried |= {*mine}
+                    continue
+            if mine:
+                if not (in_turns and tried):
+                    print(f"{len(mine)} of {len(now_due)} runs are to be trained", flush=True)
+                mine = mine[: places(runtime)] if in_turns else mine
+                complaints += _train([overrides[identity] for identity in mine], runtime)
+                now = {identity: run.state for identity, run in find(asked, runtime.runs).items()}
+                tried |= {identity for identity in mine if now.get(identity) != "running"}
                 continue
-        if mine:
-            if not (in_turns and tried):
-                print(f"{len(mine)} of {len(now_due)} runs are to be trained", flush=True)
-            mine = mine[: places(runtime)] if in_turns else mine
-            complaints += _train([overrides[identity] for identity in mine], runtime)
-            now = {identity: run.state for identity, run in find(asked, runtime.runs).items()}
-            tried |= {identity for identity in mine if now.get(identity) != "running"}
-            continue
-        waiting = [identity for identity in now_due if states.get(identity) == "running" or (identity in left and identity in queue)]
-        if not waiting or not wait:
-            break
-        if queue and time.monotonic() - said > SAY_SECONDS:
-            said = time.monotonic()
-            print(_progress(now_due, states, queue), flush=True)
-        looked = time.monotonic() - began
-        time.sleep(min(max(QUEUE_SECONDS if queue else POLL_SECONDS, 20 * looked), max(0.0, timebox.left(runtime))))
+            waiting = [identity for identity in now_due if states.get(identity) == "running" or (identity in left and identity in queue)]
+            if not waiting or not wait:
+                break
+            if queue and time.monotonic() - said > SAY_SECONDS:
+                said = time.monotonic()
+                print(_progress(now_due, states, queue), flush=True)
+            looked = time.monotonic() - began
+            time.sleep(min(max(QUEUE_SECONDS if queue else POLL_SECONDS, 20 * looked), max(0.0, timebox.left(runtime))))
     return list(dict.fromkeys(complaints))
 
 
-def unfinished(wanted: Jobs, found: Mapping[str, store.Run], runtime: DictConfig) -> str:
+def unfinished(table: Table, asked: Jobs, found: dict[str, store.Run], runtime: DictConfig) -> str:
     """One line that says what a time box has left; empty without one, or when nothing is left."""
-    once = wanted.drop_duplicates("id")
+    if not timebox.given(runtime):
+        return ""
+    once = pd.concat(due(table, asked, found, guess=True)).drop_duplicates("id")
     states = {identity: run.state for identity, run in found.items()}
     left = [job for job in once.to_dict("records") if states.get(job["id"], "missing") in ("missing", "resumable", "running")]
-    if not timebox.given(runtime) or not left:
+    if not left:
         return ""
     known = cost.stored(Path(runtime.runs))
     seconds = [cost.remaining(compose(job["overrides"]), found.get(job["id"]), known) for job in left]
     why = "ended by SIGTERM" if timebox.terminated else f"runtime.time_limit={runtime.time_limit:g}"
-    hours = "of unknown length" if math.isnan(sum(seconds)) else f"about {sum(seconds) / 60:.1f} minutes one after another"
-    return f"{why}: {len(left)} of {len(once)} runs are left, {hours}; ask again and it goes on"
+    length = "of unknown length" if math.isnan(sum(seconds)) else f"about {sum(seconds) / 60:.1f} minutes one after another"
+    return f"{why}: {len(left)} of {len(once)} runs are left, {length}; ask again and it goes on"
 
 
 def _train(jobs: Sequence[Sequence[str]], runtime: DictConfig) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -71,7 +72,7 @@ class Runtime:
     download: Any = False  # true: fetch a missing data set from its official source; [URL,...]: from these mirrors first
     runs: str = "runs"
     checkpoint_every: int = 1  # epochs
-    time_limit: float | None = None  # seconds, from the command's start: nothing is begun that will not fit; null: no limit
+    time_limit: float | None = None  # seconds from the command's start: runs not expected to end by then are not started; null: no limit
     keep_weights: int | None = None  # epochs of the printed protocol: at the start and so often a run keeps its network; null: never
     dry_run: bool = False  # train nothing, print what the run is
 
@@ -167,8 +168,6 @@ def wanted(error: OmegaConfBaseException) -> str:
 
 def check(cfg: DictConfig, targets: bool = True) -> None:
     """Raises ConfigError on the first value that cannot be run. `targets`: that the code takes its options too, which imports it."""
-    from experiments.cli import CONF
-
     for path, kind in (("", Config), ("optim", Optim), ("evaluate", Evaluate), ("profile", Profile), ("runtime", Runtime)):
         known = [field.name for field in fields(kind)]
         for key in {*known, *(cfg[path] if path else cfg)} - {"hydra"}:  # +key=value adds any key, ~key deletes one
@@ -191,8 +190,8 @@ def check(cfg: DictConfig, targets: bool = True) -> None:
     for path, node in nodes(cfg):
         if targets:
             resolve(node, path)
-        if (known := _names(CONF).get(target_name(node._target_), node._target_)) != node._target_:
-            raise ConfigError(f"{path}._target_: {node._target_} and {known} have one name, by which their runs are known; rename it")
+        if (known := _names(_folders()).get(target_name(node._target_), node._target_)) != node._target_:
+            raise ConfigError(f"{path}._target_: {node._target_} and {known} have the same name, which identifies their runs; rename one")
         for key, value in node.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{path}.{key}: {value} is not allowed; it must be a finite number")
@@ -200,10 +199,18 @@ def check(cfg: DictConfig, targets: bool = True) -> None:
             raise ConfigError(f"{path}.weight: {weight} is not allowed; it must be a number of at least 0")
 
 
+def _folders() -> tuple[Path, ...]:
+    """conf/, and the folders that the command line adds to it."""
+    from experiments.cli import CONF
+
+    more = GlobalHydra.instance().config_loader().get_search_path().get_path() if GlobalHydra.instance().is_initialized() else []
+    return CONF, *(Path(one.path.removeprefix("file://")) for one in more if one.path.startswith("file://"))
+
+
 @cache
-def _names(conf: Path) -> dict[str, str]:
+def _names(folders: tuple[Path, ...]) -> dict[str, str]:
     """What the files of a run's groups choose, by its name without the module."""
-    texts = [file.read_text() for group in GROUPS for file in (conf / group).glob("*.yaml")]
+    texts = [file.read_text() for conf in folders for group in GROUPS for file in (conf / group).glob("*.yaml")]
     return {target_name(target): target for text in texts for target in re.findall(r"^_target_: (\S+)", text, re.MULTILINE)}
 
 

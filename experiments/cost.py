@@ -29,18 +29,22 @@ class Estimate:
     source: str
 
 
-def stored(root: Path) -> dict[str, Estimate]:
-    """One estimate per kind: from the run that was finished last, else from the epochs that an unfinished one has made."""
+def stored(root: Path, device: str | None = None) -> dict[str, Estimate]:
+    """One estimate per kind: from the run that was finished last, else from the last epoch of an unfinished one.
+
+    device: of runs on the device with this name only.
+    """
     runs = finished(root)
     ended = {*runs["id"]}
     found = {}
     for identity, path in store.folders(root):
         run = store.Run(Path(path))
-        if identity not in ended and (made := run.progress()) is not None:
+        if identity not in ended and (made := run.progress()) is not None and device in (None, made["device"]):
             with contextlib.suppress(ConfigError, OSError, YAMLError):  # its config is not of this version, or damaged
                 steps = made["step"] / made["epoch"]
                 found[kind(run.config())] = Estimate(made["epoch_seconds"], steps, 0, "an epoch of an unfinished run")
-    runs = runs[(runs["diverged"] == "") & runs["kind"].notna()].sort_values("finished").drop_duplicates("kind", keep="last")
+    runs = runs[(runs["diverged"] == "") & runs["kind"].notna() & ((device is None) | (runs["device"] == device))]
+    runs = runs.sort_values("finished").drop_duplicates("kind", keep="last")
     return found | {
         row["kind"]: Estimate(row["seconds"] / row["epochs"], row["steps"] / row["epochs"], 0, f"a stored run, {row['device']}")
         for row in runs.to_dict("records")
@@ -59,5 +63,5 @@ def remaining(cfg: DictConfig, run: store.Run | None, known: Mapping[str, Estima
     cost = known.get(kind(cfg))
     if cost is None:
         return math.nan
-    made = run.progress() if run is not None and run.state == "resumable" else None
-    return cost.epoch * max(0.0, epochs(cfg, cost.steps) - (made or {"epoch": 0})["epoch"]) + cost.extra
+    made = None if run is None else run.progress()
+    return cost.epoch * max(0.0, epochs(cfg, cost.steps) - (made["epoch"] if made else 0)) + cost.extra

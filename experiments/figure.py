@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import store, timebox
+from experiments import store
 from experiments.cli import RunFailed, main
 from experiments.complete import complete, find, unfinished
 from experiments.config import ConfigError, build
-from experiments.pick import Jobs, due
+from experiments.pick import due
 from experiments.published import counted, notes
 from experiments.show import choosing, columns, provenance
 from experiments.spec import Table
@@ -103,14 +103,8 @@ def run(cfg: DictConfig) -> None:
 
         print(plan(table, asked, cfg))
         return
-    with timebox.heeding_sigterm():
-        _make(cfg, table, asked)
-
-
-def _make(cfg: DictConfig, table: Table, asked: Jobs) -> None:
-    """Train what is missing, draw, write. Raises RunFailed."""
     draw = build(cfg.figure.draw, "figure.draw", _partial_=True)  # bad input shows before anything is trained
-    shared = counted(cfg)
+    shared = {} if cfg.figure.networks else counted(cfg)
     complaints = complete(table, asked, cfg.runtime, cfg.wait, shared) if cfg.launch else []
     found = find(asked, cfg.runtime.runs, shared)
     wanted, trials = due(table, asked, found)
@@ -125,7 +119,7 @@ def _make(cfg: DictConfig, table: Table, asked: Jobs) -> None:
         )
     if complaints:
         raise ConfigError("; ".join(complaints))
-    left = unfinished(pd.concat([wanted, trials]), found, cfg.runtime) if cfg.launch else ""
+    left = unfinished(table, asked, found, cfg.runtime) if cfg.launch else ""
     if left:
         print(left)
     raise_failed(pd.concat([wanted, trials]), found, {*trials["id"]} - {*wanted["id"]}, ended=cfg.launch and cfg.wait and not left)

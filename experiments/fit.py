@@ -24,9 +24,9 @@ QUIET_SECONDS = 10  # an epoch's line goes to the run's log always, to the conso
 
 
 def fit(cfg: DictConfig, run: store.Run, trainer: Trainer, known: bool) -> None:
-    """Train it to its end. Raises TimeUp, after a checkpoint, when the command's time box does not hold another epoch.
+    """Train the run to its end. Raises TimeUp, after a checkpoint, when another epoch would not end within the command's time box.
 
-    known: whether it is known that the whole run fits; else its first epoch tells.
+    known: whether the whole run is expected to end in time; else that is judged by its first epoch.
     """
     from tqdm import tqdm
 
@@ -35,11 +35,12 @@ def fit(cfg: DictConfig, run: store.Run, trainer: Trainer, known: bool) -> None:
 
     commit(), sources(cfg)  # as they are now: the code that runs, whatever happens to the files meanwhile; both are remembered
     run.write_config(cfg)
+    (run.path / "error.txt").unlink(missing_ok=True)  # of a try before
     board = None
     bar = tqdm(total=trainer.length.steps, initial=trainer.step, desc=run.path.name, disable=None, leave=False)
     summary: dict[str, Any] = {}
     shown = time.monotonic()
-    began: float | None = None  # of the first epoch here, after its first step, which pays for what later ones find ready
+    began: float | None = None  # the epoch's start; of the first epoch here after its first step, which includes one-time set-up
 
     def tick() -> None:
         nonlocal began
@@ -105,8 +106,10 @@ def record(cfg: DictConfig, run: store.Run, trainer: Trainer, board: SummaryWrit
 
 def checkpoint(run: store.Run, trainer: Trainer, epoch_seconds: float) -> None:
     """What the run goes on from, and how far that is."""
+    from experiments.provenance import device_name
+
     save(run.path / "checkpoint.pt", trainer.state())
-    run.advance(trainer.epoch, trainer.epochs, trainer.step, epoch_seconds)
+    run.advance(trainer.epoch, trainer.epochs, trainer.step, epoch_seconds, device_name(trainer.device))
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -28,20 +28,20 @@ def run_ids(cfg: DictConfig, seeds: Iterable[int | None]) -> list[str]:
     content["method"] = [[name, node] for name, node in content["method"].items()]  # the order of methods counts
     content["profile"] = {key: value for key, value in content["profile"].items() if key != "seeds"}
     content["version"] = VERSION
-    texts = (json.dumps(_meaning(content if seed is None else content | {"seed": seed}), sort_keys=True) for seed in seeds)
+    texts = (json.dumps(meaning(content if seed is None else content | {"seed": seed}), sort_keys=True) for seed in seeds)
     return [hashlib.sha256(text.encode()).hexdigest()[:10] for text in texts]
 
 
-def _meaning(value: Any) -> Any:
+def meaning(value: Any) -> Any:
     """A node is the name of its target and its options. Numbers are floats, so that 1 and 1.0 are one run.
 
     An option that is null counts as not given: a new option whose default is null leaves older runs their ids.
     """
     if isinstance(value, dict):
-        options = {str(key): _meaning(inner) for key, inner in value.items() if inner is not None and key not in HYDRAS_OWN}
+        options = {str(key): meaning(inner) for key, inner in value.items() if inner is not None and key not in HYDRAS_OWN}
         return {"_is_": target_name(value["_target_"])} | options if "_target_" in value else options
     if isinstance(value, list):
-        return [_meaning(inner) for inner in value]
+        return [meaning(inner) for inner in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

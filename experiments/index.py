@@ -16,6 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
+from experiments.identity import meaning
 
 FILE = ".index.parquet"
 # stamp: what tells that a run's files have changed; kind: what decides the cost of an epoch, see `kind`; the others are result.json's
@@ -77,9 +78,9 @@ def kind(cfg: DictConfig | dict[str, Any], data: Any = None) -> str:
     """
     content: Any = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else cfg
     whole = {"dataset", "model", "norm", "probe", "batch_size", "drop_last", "balanced", "precision", "channels_last", "compile", "step"}
-    parts = {key: content.get(key) for key in sorted(whole | {"deterministic"})}  # a stored run of older code lacks some
+    parts = {key: content.get(key) for key in sorted(whole | {"deterministic"})}
     parts["dataset"] = parts["dataset"] if data is None else data
     profile = {key: content["profile"][key] for key in ("train", "test", "steps", "embedded")}
     active = {name: node for name, node in content["method"].items() if node.get("weight", 1) != 0}
     methods = [[name, {key: value for key, value in node.items() if key != "weight"}] for name, node in active.items()]
-    return json.dumps([parts, profile, methods, content["evaluate"]["every"] is None], sort_keys=True)
+    return json.dumps(meaning([parts, profile, methods, content["evaluate"]["every"] is None]), sort_keys=True)

@@ -21,10 +21,12 @@ from omegaconf import MISSING, DictConfig
 
 from experiments import store, timebox
 from experiments.cli import main
+from experiments.complete import find
 from experiments.config import Config, ConfigError, options
 from experiments.cost import stored
 from experiments.launch import launcher
 from experiments.plan import Known, costs, shown
+from experiments.published import counted
 from experiments.table import common_overrides, jobs, narrowed
 
 VERDICTS = ("reproduced", "not reproduced", "not decided", "seen once", "not seen once", "not run")
@@ -34,6 +36,7 @@ VERDICTS = ("reproduced", "not reproduced", "not decided", "seen once", "not see
 class PapersConfig(Config):
     paper: str = MISSING
     plan: bool = False
+    published: bool | None = None  # true: published runs count as done
     out: str = "runs/tables"
 
 
@@ -56,24 +59,32 @@ def papers() -> dict[str, list[tuple[str, str]]]:
 
 
 def planned(parts: Sequence[tuple[str, str]], cfg: DictConfig, words: list[str]) -> list[Part]:
-    """What they cost, the cheapest first, so that something is printed early; where that is not known, last."""
+    """What they cost, the cheapest first, so that something is printed early; where that is not known, last.
+
+    In a time box figures without runs come last: nothing ends them early.
+    """
     root, loader = Path(cfg.runtime.runs), GlobalHydra.instance().config_loader()
-    known, found = Known(stored(root), timing=cfg.plan or cfg.runtime.time_limit is None), []
+    shared, known, found = counted(cfg), Known(stored(root), timing=cfg.plan or cfg.runtime.time_limit is None), []
     for kind, name in parts:
         whole = loader.load_configuration(f"{kind}s", [f"{kind}={name}", *words], RunMode.RUN, from_shell=False)
         spec = whole.table if kind == "table" else whole.figure.runs
         part, ids, hours = Part(kind, name), set[str](), dict[str, float]()
         if spec.rows:
             table = narrowed(whole, spec, *([] if kind == "table" else [whole.figure.only]), whole.only)
-            rows, ids, hours, *_ = costs(table, jobs(table, words, targets=False), root, known)
+            asked = jobs(table, words, targets=False)
+            rows, ids, hours, *_ = costs(table, asked, find(asked, cfg.runtime.runs, shared), known)
             missing = int(rows[["missing", "resumable", "failed"]].to_numpy().sum())
             part = part._replace(runs=len(ids), missing=missing, hours=sum(hours.values()))
         found.append((part, ids, hours))
-    order, counted = [], set[str]()
-    for part, ids, hours in sorted(found, key=lambda each: (math.isnan(each[0].hours), each[0].hours, each[0].kind == "figure")):
-        new = sum(of for identity, of in hours.items() if identity not in counted)
-        order.append(part._replace(shared=len(ids & counted), hours=new))
-        counted |= ids
+    order, seen = [], set[str]()
+
+    def turn(part: Part) -> tuple[bool, bool, float, bool]:
+        return cfg.runtime.time_limit is not None and not part.runs, math.isnan(part.hours), part.hours, part.kind == "figure"
+
+    for part, ids, hours in sorted(found, key=lambda each: turn(each[0])):
+        new = sum(of for identity, of in hours.items() if identity not in seen)
+        order.append(part._replace(shared=len(ids & seen), hours=new))
+        seen |= ids
     return order
 
 
@@ -125,7 +136,8 @@ def run(cfg: DictConfig) -> None:
         return
     given = HydraConfig.get().overrides
     extra = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
-    every = [*(f"--config-dir={path}" for path in extra), *words, *given.hydra, *(word for word in given.task if word.startswith("out="))]
+    own = [word for word in given.task if word.startswith(("out=", "published="))]
+    every = [*(f"--config-dir={path}" for path in extra), *words, *given.hydra, *own]
     if launcher() == "submitit_slurm":
         for part in parts:
             if part.missing:

@@ -16,12 +16,14 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
+from experiments.complete import find
 from experiments.config import ConfigError, check, resolve
-from experiments.cost import Estimate, epochs, stored
+from experiments.cost import Estimate, remaining, stored
 from experiments.index import kind
 from experiments.launch import compose
 from experiments.length import Length
 from experiments.pick import due
+from experiments.published import counted
 from experiments.spec import Table
 from experiments.train import make_trainer
 
@@ -126,9 +128,8 @@ def shown(hours: float) -> str:
     return "?" if math.isnan(hours) else f"{hours:.2f}"
 
 
-def costs(table: Table, asked: pd.DataFrame, root: Path, known: Known) -> Costs:
+def costs(table: Table, asked: pd.DataFrame, found: dict[str, store.Run], known: Known) -> Costs:
     """Of a row with `select` its trials count, and the runs of what they pick; those of its first choice while that is not known."""
-    found = store.find(root, asked["id"])
     sure, _ = due(table, asked, found)
     wanted = pd.concat(due(table, asked, found, guess=True)[::-1])  # trials first, as they are trained
     guessed = wanted[~wanted["trial"] & ~wanted.index.isin(sure.index)]
@@ -154,7 +155,7 @@ def costs(table: Table, asked: pd.DataFrame, root: Path, known: Known) -> Costs:
                     known.estimates[key] = Estimate(math.nan, math.nan, 0, str(error))
             cost = known.estimates[key]
             sources[cost.source] = math.isnan(cost.epoch)
-            hours[job["id"]] = (cost.epoch * epochs(one, cost.steps) + cost.extra) / 3600
+            hours[job["id"]] = remaining(one, found.get(job["id"]), known.estimates) / 3600
         count = mine["state"].value_counts()
         line = {"": row.label, "runs": len(mine), "shared": int(mine["shared"].sum())}
         line |= {state: int(count.get(state, 0)) for state in ("done", "running", "resumable", "failed", "diverged", "missing")}
@@ -164,8 +165,8 @@ def costs(table: Table, asked: pd.DataFrame, root: Path, known: Known) -> Costs:
 
 def plan(table: Table, asked: pd.DataFrame, cfg: DictConfig) -> str:
     """For each row: its runs, what state they are in, and the hours that are missing, as Markdown."""
-    root = Path(cfg.runtime.runs)
-    rows, ids, _, sources, guessed = costs(table, asked, root, Known(stored(root)))
+    found = find(asked, cfg.runtime.runs, counted(cfg))
+    rows, ids, _, sources, guessed = costs(table, asked, found, Known(stored(Path(cfg.runtime.runs))))
     unknown = [source for source, missing in sources.items() if missing]
     basis = [source for source, missing in sources.items() if not missing]
     notes = [

@@ -42,6 +42,7 @@ def facts(cfg: DictConfig, trainer: Trainer) -> dict[str, Any]:
     }
 
 
+@cache
 def device_name(device: torch.device) -> str:
     """What the device calls itself."""
     if device.type == "cuda":
@@ -73,9 +74,9 @@ def sources(cfg: DictConfig) -> dict[str, str]:
 
 @cache
 def digest(module: str) -> str | None:
-    """Ten hex digits of the parsed source of a module and of those of its package that it imports; None of a module of another project.
+    """Ten hex digits of the parsed source of a module and of the modules of its package that it imports.
 
-    Comments, docstrings, layout, and where the modules lie do not count.
+    Comments, docstrings, layout, and where the modules lie do not count. None for a module outside this repository.
     """
     package, left, texts = module.partition(".")[0], [module], dict[str, str]()
     while left:

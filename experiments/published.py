@@ -6,17 +6,19 @@ result.json; the network is not kept. `unzip runs/published/demo.zip -d runs` ma
 
 from __future__ import annotations
 
-import itertools
+import math
+import re
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments import store
 from experiments.config import ConfigError, first_line
-from experiments.identity import VERSION
 from experiments.pick import Jobs, numbers
 from experiments.spec import Table
 
@@ -38,32 +40,35 @@ class Published(store.Run):
             return self.archive.read(f"{self.folder}/{name}").decode()
         except KeyError as error:
             raise FileNotFoundError(self.path / name) from error
+        except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.file}: {self.folder}/{name} is damaged ({first_line(error)})") from error
 
 
-def published(root: Path = FOLDER) -> dict[str, Published]:
-    """The published runs by id. Raises ConfigError on a file that cannot be read."""
+def published(root: Path, files: str = "*.zip") -> dict[str, Published]:
+    """The published runs by id; of a run that several files have, the first file's. Raises ConfigError on a file that cannot be read."""
     found: dict[str, Published] = {}
-    for file in sorted(root.glob("*.zip")):
+    for file in sorted(root.glob(files)):
         try:
             archive = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, OSError) as error:
             raise ConfigError(f"{file}: this is no file of published runs ({first_line(error)})") from error
-        folders = sorted({name.rpartition("/")[0] for name in archive.namelist()})
-        found |= {folder[-10:]: Published(archive, folder) for folder in folders}
+        names = Counter(name.rpartition("/")[0] for name in archive.namelist() if name.rpartition("/")[2] in FILES)
+        folders = [name for name, count in names.items() if count == len(FILES) and re.search(r"-[0-9a-f]{10}$", name)]
+        found = {folder[-10:]: Published(archive, folder) for folder in folders} | found
     return found
 
 
 def counted(cfg: DictConfig) -> dict[str, Published]:
-    """Those that count for a command: with `published` all, without none; where that is null, all if it trains nothing."""
-    return published() if (not cfg.launch if cfg.published is None else cfg.published) else {}
+    """The published runs that a command uses: all if `published` is true, none if false; if null, all with launch=false."""
+    return published(FOLDER) if (not cfg.get("launch", True) if cfg.published is None else cfg.published) else {}
 
 
 def pack(file: Path, runs: Mapping[str, store.Run]) -> int:
-    """Write the finished runs to the file, beside those that it has; a run that it has too takes its place. Returns how many it has then.
+    """Add the finished runs to the file. Runs already in it stay; one with the same id is replaced. Returns how many it has then.
 
     The same runs give the same bytes. Raises ConfigError when the file would be too large.
     """
-    before = {identity: run for identity, run in published(file.parent).items() if run.file == file}
+    before = published(file.parent, file.name)
     texts: dict[str, str] = {}
     for run in (before | dict(runs)).values():
         name = run.folder if isinstance(run, Published) else f"{run.path.parent.name}/{run.path.name}"
@@ -83,7 +88,7 @@ def _texts(run: store.Run) -> tuple[str, str, str]:
     cfg = run.config()
     cfg.pop("runtime", None)  # names this machine's folders
     rows = pd.DataFrame(run.metrics()).to_csv(index=False, float_format="%.9g")
-    return f"version: {VERSION}\n{OmegaConf.to_yaml(cfg)}", rows, run.read("result.json")
+    return store.config_text(cfg), rows, run.read("result.json")
 
 
 def notes(table: Table, wanted: Jobs, found: Mapping[str, store.Run], shared: Mapping[str, Published]) -> list[str]:
@@ -95,17 +100,18 @@ def notes(table: Table, wanted: Jobs, found: Mapping[str, store.Run], shared: Ma
     own: dict[str, store.Run] = {identity: run for identity, run in found.items() if identity in shared and not isinstance(run, Published)}
     both = wanted[wanted["id"].isin([*own])]
     worst: dict[str, tuple[float, str]] = {}
-    for column, (_, jobs) in itertools.product(table.columns.values(), both.groupby("column", sort=False)):
+    for name, jobs in both.groupby("column", sort=False):
+        column = table.columns[str(name)]
         mine, theirs = (numbers(jobs, runs, column.metric, column.at or table.at) for runs in (own, dict[str, store.Run](shared)))
-        gaps = ((mine - theirs).abs() / theirs.abs().clip(lower=1e-12)).fillna(0)
+        gaps = (mine - theirs).abs() / theirs.abs().clip(lower=1e-12)
+        gaps[mine.isna() != theirs.isna()] = math.inf  # one of the two diverged
         for identity, gap in zip(jobs["id"], gaps, strict=True):
             if gap > SAME:
                 worst[identity] = max(worst.get(identity, (0.0, "")), (gap, column.metric))
     if worst:
         identity = max(worst, key=lambda each: worst[each][0])
         gap, metric = worst[identity]
-        lines.append(
-            f"{len(worst)} of {len(own)} own runs have other numbers than the published ones: by up to {100 * gap:.2g} % "
-            f"({metric} of {own[identity].path.name})"
-        )
+        much = "one of the two diverged" if math.isinf(gap) else f"by up to {100 * gap:.2g} %"
+        where = f"{metric} of {own[identity].path.name}"
+        lines.append(f"{len(worst)} of {len(own)} own runs have other numbers than the published ones: {much} ({where})")
     return lines

@@ -102,6 +102,7 @@ class Figure:
     title: str = MISSING
     runs: Table = field(default_factory=Table)  # the runs it reads, asked for exactly as a table asks; without rows it needs none
     only: list[str] = field(default_factory=list)  # rows and columns of `runs`, by words in their names; empty: all
+    networks: bool = False  # the drawing reads the runs' networks, which published runs do not have
     draw: Any = MISSING  # _target_: a function of experiments.figures, with its options; see experiments.figure.Drawing
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import cluster, store
+from experiments import cluster, store, timebox
 from experiments.cli import RunFailed, main
 from experiments.config import ConfigError
 from experiments.index import finished
@@ -114,7 +114,7 @@ def _progress(run: store.Run, running: bool) -> str:
     """The last epoch with a checkpoint; of a run that goes on the seconds left, by that epoch."""
     made = run.progress()
     if made is None:
-        return "no epoch yet"
+        return "no checkpoint yet"
     epoch, epochs = int(made["epoch"]), int(made["epochs"])
     since = max(0, time.time() - (run.path / "progress.json").stat().st_mtime)
     left = max(0, made["epoch_seconds"] * (epochs - epoch) - since)
@@ -134,7 +134,8 @@ def retry(found: list[Entry], runtime: DictConfig) -> None:
     print(f"{len(able)} of {len(failed)} failed runs are to be trained again")
     if len(able) < len(failed):
         print(f"{len(failed) - len(able)} have never begun: ask for their table again")
-    errors = [error for error in side_by_side(train, [partial(run.config, runtime) for run in able], places(runtime)) if error]
+    errors = side_by_side(train, [partial(run.config, runtime) for run in able], places(runtime))
+    errors = [error for error in errors if error and not isinstance(error, timebox.TimeUp)]
     if errors:
         raise RunFailed("\nretable: ".join(map(str, errors)))
 

@@ -74,7 +74,8 @@ def locked(path: Path) -> IO[bytes] | None:
 
 
 class Run:
-    """One run's folder: config.yaml, metrics.csv, events for TensorBoard, checkpoint.pt, result.json or error.txt, lock, train.log."""
+    """One run's folder: config.yaml, metrics.csv, events for TensorBoard, checkpoint.pt and progress.json, weights-*.pt where they are
+    kept, result.json or error.txt, lock, train.log."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -144,8 +145,7 @@ class Run:
         return (self.path / name).read_text()
 
     def write_config(self, cfg: DictConfig) -> None:
-        """config.yaml: the run's config, after the version of the rule that made its id."""
-        self.write("config.yaml", f"version: {VERSION}\n{OmegaConf.to_yaml(cfg)}")
+        self.write("config.yaml", config_text(cfg))
 
     def config(self, runtime: DictConfig | None = None) -> DictConfig:
         """The run's config, with this `runtime`: its own may name another machine's device and folders.
@@ -175,11 +175,12 @@ class Run:
         except FileNotFoundError:
             return []
 
-    def advance(self, epoch: int, epochs: int, step: int, epoch_seconds: float) -> None:
-        """progress.json: how far the checkpoint is, and how long its last epoch took."""
-        self.write("progress.json", json.dumps({"epoch": epoch, "epochs": epochs, "step": step, "epoch_seconds": round(epoch_seconds, 3)}))
+    def advance(self, epoch: int, epochs: int, step: int, epoch_seconds: float, device: str) -> None:
+        """progress.json: how far the checkpoint is, and how long its last epoch took on which device."""
+        made = {"epoch": epoch, "epochs": epochs, "step": step, "epoch_seconds": round(epoch_seconds, 3), "device": device}
+        self.write("progress.json", json.dumps(made))
 
-    def progress(self) -> dict[str, float] | None:
+    def progress(self) -> dict[str, Any] | None:
         """What `advance` wrote last; None before the first checkpoint."""
         try:
             return json.loads(self.read("progress.json"))
@@ -212,6 +213,11 @@ class Run:
         except FileNotFoundError:
             return ""
         return next((line for line in text.splitlines() if line and not line.startswith((" ", "Traceback"))), "")
+
+
+def config_text(cfg: DictConfig) -> str:
+    """A run's config.yaml: its config, after the version of the rule that made its id."""
+    return f"version: {VERSION}\n{OmegaConf.to_yaml(cfg)}"
 
 
 def folders(root: Path) -> Iterator[tuple[str, str]]:

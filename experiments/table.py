@@ -13,7 +13,7 @@ import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import store, timebox
+from experiments import store
 from experiments.cli import RunFailed, main
 from experiments.complete import complete, find, unfinished
 from experiments.config import ConfigError, check, options
@@ -120,6 +120,9 @@ def narrowed(cfg: DictConfig, spec: DictConfig, *only: Sequence[str]) -> Table:
 
 def run(cfg: DictConfig) -> None:
     """The task that Hydra runs: plan or train, then print and write. Raises RunFailed when runs of the table failed or diverged."""
+    from experiments.claims import verdicts
+    from experiments.show import choosing, show
+
     table = narrowed(cfg, cfg.table, cfg.only)
     asked = jobs(table, common_overrides(), targets=cfg.launch and not cfg.plan)
     if cfg.plan:
@@ -127,15 +130,6 @@ def run(cfg: DictConfig) -> None:
 
         print(plan(table, asked, cfg))
         return
-    with timebox.heeding_sigterm():
-        _make(cfg, table, asked)
-
-
-def _make(cfg: DictConfig, table: Table, asked: Jobs) -> None:
-    """Train what is missing, print, write. Raises RunFailed."""
-    from experiments.claims import verdicts
-    from experiments.show import choosing, show
-
     shared = counted(cfg)
     complaints = complete(table, asked, cfg.runtime, cfg.wait, shared) if cfg.launch else []
     found = find(asked, cfg.runtime.runs, shared)
@@ -146,7 +140,7 @@ def _make(cfg: DictConfig, table: Table, asked: Jobs) -> None:
     print(show(table, wanted, found, cells, verdicts(table, wanted, found), output_name(cfg), facts))
     if complaints:
         raise ConfigError("; ".join(complaints))
-    left = unfinished(pd.concat([wanted, trials]), found, cfg.runtime) if cfg.launch else ""
+    left = unfinished(table, asked, found, cfg.runtime) if cfg.launch else ""
     if left:
         print(left)
     outcomes = wanted["id"][wanted["column"].isin([name for name, column in table.columns.items() if column.chance is not None])]
@@ -171,7 +165,7 @@ def raise_failed(wanted: Jobs, found: dict[str, store.Run], spare: Iterable[str]
 
 def output_name(cfg: DictConfig, kind: str = "table") -> Path:
     """Where a table's or figure's files go, without their endings: its name, and what its runs were asked to do differently."""
-    plain = ("table", "figure", "launch", "wait", "published", "plan", "out")
+    plain = {*OWN_KEYS} - {"only"}
     words = HydraConfig.get().overrides.task
     asked = [word for word in words if word.split("=")[0] not in plain and not word.startswith("runtime.")]
     name = "-".join([HydraConfig.get().runtime.choices.get(kind) or kind, *(re.sub(r"[^\w=.,+-]+", "", word) for word in asked)])

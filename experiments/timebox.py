@@ -1,13 +1,14 @@
 """A command's time box: it ends `runtime.time_limit` seconds after the command began, or at SIGTERM.
 
-No run is started that will not fit into what is left, and a run in progress ends at its next checkpoint. Nothing is lost: asked again,
-the command goes on.
+Runs that are not expected to end in time are not started, and a run in progress ends at its next checkpoint. Nothing is lost: the same
+command, run again, goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,9 +20,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 BEGAN = "RETABLE_BEGAN"  # environment variable: when the command began, in seconds since 1970; the processes that it starts inherit it
-imported = time.time()
 terminated = False  # whether SIGTERM has arrived
-children: list[BaseProcess | subprocess.Popen[str]] = []  # processes that SIGTERM is handed on to
+children: list[BaseProcess | subprocess.Popen[str]] = []  # processes that SIGTERM is forwarded to
 
 
 class TimeUp(RuntimeError):
@@ -34,7 +34,7 @@ def left(runtime: DictConfig) -> float:
         return 0.0
     if runtime.time_limit is None:
         return math.inf
-    return float(os.environ.get(BEGAN, imported)) + float(runtime.time_limit) - time.time()
+    return float(os.environ.get(BEGAN, time.time())) + float(runtime.time_limit) - time.time()
 
 
 def given(runtime: DictConfig) -> bool:
@@ -44,7 +44,7 @@ def given(runtime: DictConfig) -> bool:
 
 @contextlib.contextmanager
 def began_now() -> Iterator[None]:
-    """The command begins here, unless the process that started it has begun one already."""
+    """Set the command's start time, unless a parent process has set it."""
     if BEGAN in os.environ:
         yield
         return
@@ -57,7 +57,7 @@ def began_now() -> Iterator[None]:
 
 @contextlib.contextmanager
 def heeding_sigterm() -> Iterator[None]:
-    """In here SIGTERM ends the box in place of the process, and those of `children` too."""
+    """Inside this context SIGTERM ends the time box, not the process, and is forwarded to `children`."""
     before = signal.signal(signal.SIGTERM, _end)
     try:
         yield
@@ -67,17 +67,18 @@ def heeding_sigterm() -> Iterator[None]:
 
 def _end(*_: Any) -> None:
     global terminated
-    if not terminated:
-        os.write(2, b"retable: SIGTERM; what runs ends at its next checkpoint\n")  # print is not safe in a signal handler
-    terminated = True
+    first, terminated = not terminated, True
     for child in [*children]:
         with contextlib.suppress(OSError, ValueError):  # it has ended
             child.terminate()
+    if first and multiprocessing.parent_process() is None:
+        with contextlib.suppress(OSError):  # nobody reads it
+            os.write(2, b"retable: SIGTERM; runs in progress end at their next checkpoint\n")  # print is not safe in a signal handler
 
 
 @contextlib.contextmanager
 def child(process: BaseProcess | subprocess.Popen[str]) -> Iterator[None]:
-    """While this process, which has just been started, runs, SIGTERM is handed on to it."""
+    """Inside this context SIGTERM is forwarded to the process, which has just been started."""
     children.append(process)
     if terminated:
         process.terminate()

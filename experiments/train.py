@@ -78,27 +78,36 @@ def _train(cfg: DictConfig) -> None:
     elif run.state == "diverged":
         raise RunFailed(f"{run.path}: diverged before, {run.error()}")
     else:
+        seconds = needed(cfg, run)
         place = device(cfg.runtime, claim=True)
-        known = _fits(cfg, run)
         trainer = make_trainer(cfg, place)  # bad input shows here, before anything is written
         try:
             if run.acquire() and run.state not in ("done", "diverged"):  # another process may have finished it in the meantime
-                fit(cfg, run, trainer if restore(run, trainer) else make_trainer(cfg, place), known)
+                fit(cfg, run, trainer if restore(run, trainer) else make_trainer(cfg, place), known=not math.isnan(seconds))
         except OSError as error:  # a full disk, say: no failure of the run
             raise ConfigError(f"runtime.runs: {cfg.runtime.runs} cannot be written ({error.strerror or first_line(error)})") from error
         finally:
             run.release()
 
 
-def _fits(cfg: DictConfig, run: store.Run) -> bool:
-    """Whether stored runs tell how long this one takes. Raises TimeUp when that is longer than the command's time box."""
+def needed(cfg: DictConfig, run: store.Run) -> float:
+    """Seconds that the run takes, by stored runs of its kind on this device; nan where there are none, 0 without a time box.
+
+    Raises TimeUp when that is more than the command's time box has left.
+    """
     left = timebox.left(cfg.runtime)
     if math.isinf(left):
-        return True
-    needed = cost.remaining(cfg, run, cost.stored(Path(cfg.runtime.runs)))
-    if left <= 0 or needed > left:
+        return 0.0
+    if left <= 0:
         raise timebox.TimeUp("not started")
-    return not math.isnan(needed)
+    import torch
+
+    from experiments.provenance import device_name
+
+    seconds = cost.remaining(cfg, run, cost.stored(Path(cfg.runtime.runs), device_name(torch.device(device(cfg.runtime)))))
+    if seconds > left:
+        raise timebox.TimeUp("not started")
+    return seconds
 
 
 def folder(cfg: DictConfig) -> store.Run:

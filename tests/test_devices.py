@@ -41,7 +41,6 @@ def test_places_are_taken_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 HOLD = """
 import sys, time
-from functools import partial
 from pathlib import Path
 from experiments import devices
 print(devices.take({0: "a"}, 1, Path(sys.argv[1])), flush=True)

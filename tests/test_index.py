@@ -15,7 +15,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments import index, plan, store
+from experiments import cost, index, store
 from experiments.cli import CONF
 from experiments.index import finished, kind
 
@@ -87,7 +87,7 @@ def test_runs_that_cannot_be_read(tmp_path: Path, config: str) -> None:
     (tmp_path / "group-4" / "run-0000000004").mkdir(parents=True)  # not finished
     found = finished(tmp_path).set_index("id")
     assert {*found.index} == {"0000000002", "0000000003"} and found["diverged"].tolist() == ["", "train/ce is nan"]
-    assert plan.stored(tmp_path) == {}
+    assert cost.stored(tmp_path) == {}
     assert finished(tmp_path / "nowhere").empty
 
 
@@ -95,7 +95,7 @@ def test_costs_are_those_of_the_run_that_ended_last(tmp_path: Path, config: str)
     for number, (seconds, ended) in enumerate([(40.0, 1000), (8.0, 3000), (20.0, 2000)]):
         run = stored(tmp_path, number, config, seconds=seconds)
         os.utime(run.path / "result.json", (ended, ended))
-    (estimate,) = plan.stored(tmp_path).values()
+    (estimate,) = cost.stored(tmp_path).values()
     assert (estimate.epoch, estimate.steps, estimate.source) == (2.0, 10.0, "a stored run, a device")
 
 

@@ -47,7 +47,6 @@ def test_every_entry_asks_for_runs() -> None:
     commands = listed()
     assert len(commands) == len(OmegaConf.load(LIST)) and {command.module for command in commands} == {"table", "figure"}
     ids: dict[str, set[str]] = {"table": set(), "figure": set()}
-    counts = []
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         for command in commands:
             cfg, spec = composed(command)
@@ -55,18 +54,17 @@ def test_every_entry_asks_for_runs() -> None:
             own = [word for word in command.words if word.split("=")[0].split(".")[0] in OWN_KEYS]
             asked = jobs(narrowed(cfg, spec, cfg.only), [word for word in command.words if word not in own], targets=False)
             assert asked["id"].nunique() > 0, command
-            counts.append((command.words[0], asked["id"].nunique()))
             ids[command.module] |= {*asked["id"]}
-            if command.words[0] == "table=itdm_4":  # whose grid is that of a row by its number
+            if "table=itdm_4" in command.words:  # whose grid is that of a row by its number
                 assert {*asked["choice"]} == {"", "0.8", "0.6", "1"}
-            if command.words[0] in ("figure=itdm_1", "figure=itdm_2", "figure=itdm_4"):
+            if {*command.words} & {"figure=itdm_1", "figure=itdm_2", "figure=itdm_4"}:
                 assert {*asked["id"]} <= ids["table"], "a figure of the list's own runs"
-    assert counts[:5] == [("table=itdm_1", 6), ("table=itdm_3", 6), ("table=itdm_3", 18), ("table=per_4", 5), ("table=itdm_4", 8)]
 
 
 def test_a_list_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- {table: demo, seconds: 60, onyl: [ACC]}")
-    done = subprocess.run([SCRIPT, tmp_path / "out"], capture_output=True, text=True, env=os.environ | {"LIST": f"{tmp_path}/list.yaml"})
+    asked = [SCRIPT, tmp_path / "out", "runtime.device=cpu"]
+    done = subprocess.run(asked, capture_output=True, text=True, env=os.environ | {"LIST": f"{tmp_path}/list.yaml"})
     assert done.returncode == 2 and "demo: there is no key onyl" in done.stderr and not (tmp_path / "out").exists()
 
 

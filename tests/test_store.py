@@ -206,10 +206,19 @@ def test_moving_modules_changes_no_id(tmp_path: Path) -> None:
     assert all(new != old for (_, new), (_, old) in zip(after, before, strict=True) if old.split(".")[1] in ("cnn", "lstm"))
 
 
-def test_two_choices_of_one_name_are_refused() -> None:
-    """A copy of a network under its old name would be served the original's numbers."""
-    with pytest.raises(ConfigError, match=re.escape("model._target_: models.mine.net2c and models.cnn.net2c have one name")):
+def test_two_choices_of_one_name_are_refused(tmp_path: Path) -> None:
+    """A copy of a network under its old name would be served the original's numbers. Also where both are in a folder of the user's."""
+    with pytest.raises(ConfigError, match=re.escape("model._target_: models.mine.net2c and models.cnn.net2c have the same name")):
         check(config("model._target_=models.mine.net2c"), targets=False)
+    (tmp_path / "model").mkdir()
+    for module in ("one", "two"):
+        (tmp_path / "model" / f"{module}.yaml").write_text(f"_target_: models.{module}.Net\n")
+    command = [sys.executable, "-m", "experiments.train", "--config-dir", str(tmp_path), "model=two", f"runtime.runs={tmp_path}"]
+    for word in ("model=one", "model=two"):
+        done = subprocess.run([*command, word], cwd=ROOT, capture_output=True, text=True)
+        if "have the same name" in done.stderr:
+            break
+    assert done.returncode == 2 and re.search(r"model\._target_: models\.\w+\.Net and models\.\w+\.Net have the same name", done.stderr)
 
 
 # a run's config

@@ -63,7 +63,7 @@ def test_every_entry_asks_for_runs() -> None:
 
 def test_a_list_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- {table: demo, seconds: 60, onyl: [ACC]}")
-    asked = [SCRIPT, tmp_path / "out", "runtime.device=cpu"]
+    asked = [str(SCRIPT), str(tmp_path / "out"), "runtime.device=cpu"]
     done = subprocess.run(asked, capture_output=True, text=True, env=os.environ | {"LIST": f"{tmp_path}/list.yaml"})
     assert done.returncode == 2 and "demo: there is no key onyl" in done.stderr and not (tmp_path / "out").exists()
 

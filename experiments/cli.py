@@ -51,7 +51,7 @@ def main(task: Callable[..., Any], config_name: str) -> None:
         JobReturn.return_value = plain  # type: ignore[method-assign]
     late = sum(isinstance(each, timebox.TimeUp) for each in errors)
     if late:
-        print(f"the time is up: {late} {'run is' if late == 1 else 'runs are'} left; ask again and it goes on")
+        print(f"the time box has ended: {late} {'run is' if late == 1 else 'runs are'} left; ask again and it goes on")
     errors = [each for each in errors if not isinstance(each, timebox.TimeUp)]
     for each in errors:
         if not isinstance(each, (RunFailed, *BAD_INPUT)):

@@ -97,9 +97,17 @@ def unfinished(table: Table, asked: Jobs, found: dict[str, store.Run], runtime: 
         return ""
     known = cost.stored(Path(runtime.runs))
     seconds = [cost.remaining(compose(job["overrides"]), found.get(job["id"]), known) for job in left]
-    why = "ended by SIGTERM" if timebox.terminated else f"runtime.time_limit={runtime.time_limit:g}"
-    length = "of unknown length" if math.isnan(sum(seconds)) else f"about {sum(seconds) / 60:.1f} minutes one after another"
-    return f"{why}: {len(left)} of {len(once)} runs are left, {length}; ask again and it goes on"
+    sure = [each for each in seconds if not math.isnan(each)]
+    length = f"about {sum(sure) / 60:.1f} minutes one after another" if sure else "of unknown length"
+    length += f" without {len(seconds) - len(sure)} of unknown length" if 0 < len(sure) < len(seconds) else ""
+    why, next_time = "ended by SIGTERM", "ask again and it goes on"
+    if not timebox.terminated:
+        why = f"runtime.time_limit={runtime.time_limit:g}"
+        if len(sure) == len(seconds) and min(sure) > runtime.time_limit:
+            next_time = (
+                f"none of them is expected to fit, the shortest takes {min(sure):.0f} s: raise the limit, or end the command by SIGTERM"
+            )
+    return f"{why}: {len(left)} of {len(once)} runs are left, {length}; {next_time}"
 
 
 def _train(jobs: Sequence[Sequence[str]], runtime: DictConfig) -> list[str]:

@@ -191,7 +191,9 @@ def check(cfg: DictConfig, targets: bool = True) -> None:
         if targets:
             resolve(node, path)
         if (known := _names(_folders()).get(target_name(node._target_), node._target_)) != node._target_:
-            raise ConfigError(f"{path}._target_: {node._target_} and {known} have the same name, which identifies their runs; rename one")
+            raise ConfigError(
+                f"{path}._target_: {node._target_} and {known} have the same name, which identifies their runs; rename one of the two"
+            )
         for key, value in node.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{path}.{key}: {value} is not allowed; it must be a finite number")

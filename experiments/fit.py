@@ -72,7 +72,7 @@ def fit(cfg: DictConfig, run: store.Run, trainer: Trainer, known: bool) -> None:
                 shown = time.monotonic()
             began = time.monotonic()
             if up:
-                print(f"{run.path}: ends at epoch {trainer.epoch} of {trainer.epochs}, the time is up", flush=True)
+                print(f"{run.path}: stops at epoch {trainer.epoch} of {trainer.epochs}, with a checkpoint", flush=True)
                 raise timebox.TimeUp("ended at a checkpoint")
     except (ConfigError, OSError, timebox.TimeUp):  # a probe that is not for this run, a disk that is full: no failure of the run
         raise

@@ -72,9 +72,8 @@ def planned(parts: Sequence[tuple[str, str]], cfg: DictConfig, words: list[str])
         if spec.rows:
             table = narrowed(whole, spec, *([] if kind == "table" else [whole.figure.only]), whole.only)
             asked = jobs(table, words, targets=False)
-            rows, ids, hours, *_ = costs(table, asked, find(asked, cfg.runtime.runs, shared), known)
-            missing = int(rows[["missing", "resumable", "failed"]].to_numpy().sum())
-            part = part._replace(runs=len(ids), missing=missing, hours=sum(hours.values()))
+            _, ids, hours, *_ = costs(table, asked, find(asked, cfg.runtime.runs, shared), known)
+            part = part._replace(runs=len(ids), missing=len(hours), hours=sum(hours.values()))
         found.append((part, ids, hours))
     order, seen = [], set[str]()
 
@@ -146,8 +145,9 @@ def run(cfg: DictConfig) -> None:
     with timebox.heeding_sigterm():
         for number, part in enumerate(parts, 1):
             if timebox.left(cfg.runtime) <= 0:
-                print(f"\nthe time is up: {len(parts) - number + 1} of {len(parts)} tables and figures are left; ask again and it goes on")
-                break
+                left = ", ".join(f"{part.kind} {part.name}" for part in parts[number - 1 :])
+                print(f"\nthe time box has ended before {left}; ask again and it goes on")
+                sys.exit(worst)
             print(f"\n[{number}/{len(parts)}] {part.kind} {part.name}\n", flush=True)
             code, said = ask(part, every)
             worst = max(worst, code)

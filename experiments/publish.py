@@ -41,8 +41,10 @@ def run(cfg: DictConfig) -> None:
         if not done:
             raise ConfigError(f"{kind}: none of the {asked['id'].nunique()} runs of {name} is finished in {cfg.runtime.runs}")
         file = Path(cfg.out) / f"{name}.zip"
-        count = pack(file, done)
-        print(f"{file}: {len(done)} of {asked['id'].nunique()} runs of {kind} {name}; {count} runs, {file.stat().st_size / 1000:.0f} kB")
+        added, changed = pack(file, done)
+        print(f"{file}: {len(done)} of {asked['id'].nunique()} runs of {kind} {name}, {added} added; {file.stat().st_size / 1000:.0f} kB")
+        if changed:
+            print(f"{changed} runs were there before with other numbers, and are replaced")
         dirty = sum(bool((one.result() or {}).get("dirty")) for one in done.values())
         if dirty:
             print(f"{dirty} of these runs were made by code with uncommitted changes")

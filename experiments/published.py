@@ -63,8 +63,10 @@ def counted(cfg: DictConfig) -> dict[str, Published]:
     return published(FOLDER) if (not cfg.get("launch", True) if cfg.published is None else cfg.published) else {}
 
 
-def pack(file: Path, runs: Mapping[str, store.Run]) -> int:
-    """Add the finished runs to the file. Runs already in it stay; one with the same id is replaced. Returns how many it has then.
+def pack(file: Path, runs: Mapping[str, store.Run]) -> tuple[int, int]:
+    """Add the finished runs to the file. Runs already in it stay; one with the same id is replaced.
+
+    Returns how many of the runs are new in it, and how many are replaced by one with other numbers.
 
     The same runs give the same bytes. Raises ConfigError when the file would be too large.
     """
@@ -80,7 +82,9 @@ def pack(file: Path, runs: Mapping[str, store.Run]) -> int:
                 archive.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED, 9)  # ZipInfo: the time is 1980, whenever it is written
         if target.tell() > LARGEST:
             raise ConfigError(f"{file}: it would have {target.tell():,} bytes of at most {LARGEST:,}; publish fewer runs, with only=[...]")
-    return len(texts) // len(FILES)
+    now = published(file.parent, file.name)
+    changed = sum(now[identity].metrics() != run.metrics() for identity, run in before.items())
+    return len(now) - len(before), changed
 
 
 def _texts(run: store.Run) -> tuple[str, str, str]:
@@ -108,6 +112,8 @@ def notes(table: Table, wanted: Jobs, found: Mapping[str, store.Run], shared: Ma
         for identity, gap in zip(jobs["id"], gaps, strict=True):
             if gap > SAME:
                 worst[identity] = max(worst.get(identity, (0.0, "")), (gap, column.metric))
+    if own and not worst:
+        lines.append(f"{len(own)} own runs have the numbers of the published ones")
     if worst:
         identity = max(worst, key=lambda each: worst[each][0])
         gap, metric = worst[identity]

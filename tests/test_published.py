@@ -31,7 +31,7 @@ def packed(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert command("table=tiny")[0] == 0
     folder = tmp_path / "published"
     code, out, err = command(f"out={folder}", "table=tiny", task=publish.run, root="publish")
-    assert (code, err) == (0, "") and out.startswith(f"{folder}/tiny.zip: {CELLS} of {CELLS} runs of table tiny; {CELLS} runs, ")
+    assert (code, err) == (0, "") and out.startswith(f"{folder}/tiny.zip: {CELLS} of {CELLS} runs of table tiny, {CELLS} added; ")
     monkeypatch.setattr(published, "FOLDER", folder)
     return folder / "tiny.zip"
 
@@ -62,9 +62,9 @@ def test_the_same_runs_give_the_same_bytes(packed: Path, tmp_path: Path) -> None
     before = packed.read_bytes()
     runs = {identity: store.Run(Path(path)) for identity, path in store.folders(tmp_path / "runs")}
     one = dict(list(runs.items())[:1])
-    assert published.pack(packed, one) == CELLS and packed.read_bytes() == before  # it keeps what it has
+    assert published.pack(packed, one) == (0, 0) and packed.read_bytes() == before  # it keeps what it has
     packed.unlink()
-    assert published.pack(packed, one) == 1 and published.pack(packed, runs) == CELLS and packed.read_bytes() == before
+    assert published.pack(packed, one) == (1, 0) and published.pack(packed, runs) == (CELLS - 1, 0) and packed.read_bytes() == before
 
 
 def test_a_file_that_would_be_too_large_is_not_written(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,9 @@ def test_an_own_run_wins_and_a_difference_is_said(packed: Path, command: Command
     code, out, err = command("table=tiny", "launch=false", runs=tmp_path / "few")
     assert (code, err) == (0, "") and f"published runs: {CELLS - 2} of {CELLS} ({packed})" in out
     assert f"1 of 2 own runs have other numbers than the published ones: by up to 10 % (test/ce of {changed.name})" in out
-    assert "published" not in command("table=tiny", "launch=false")[1]
+    assert f"{CELLS} own runs have the numbers of the published ones" in command("table=tiny", "launch=false")[1]
+    code, out, err = command(f"out={packed.parent}", "table=tiny", task=publish.run, root="publish", runs=tmp_path / "few")
+    assert (code, err) == (0, "") and "1 runs were there before with other numbers, and are replaced" in out
 
 
 def test_a_run_that_one_of_the_two_diverged_in(packed: Path, command: Command, tmp_path: Path) -> None:  # noqa: F811
@@ -121,7 +123,7 @@ def test_two_files_that_share_runs(packed: Path, command: Command, tmp_path: Pat
     other = packed.with_name("other.zip")
     shutil.copy(packed, other)
     runs = {identity: store.Run(Path(path)) for identity, path in store.folders(tmp_path / "runs")}
-    assert published.pack(packed, dict(list(runs.items())[:1])) == CELLS and published.pack(other, {}) == CELLS
+    assert published.pack(packed, dict(list(runs.items())[:1])) == published.pack(other, {}) == (0, 0)
     with zipfile.ZipFile(packed.with_name("a.zip"), "w") as archive:
         for name in ("__MACOSX/x", "group/run-0123456789/config.yaml", "group/notes/config.yaml", "group/notes/metrics.csv"):
             archive.writestr(name, "")

@@ -65,7 +65,7 @@ def asked(call: Command, limit: float | None, *words: str, **more: Any) -> tuple
     limited = [] if limit is None else [f"runtime.time_limit={limit}"]
     code, out, err = call("table=tiny", f"epochs={EPOCHS}", *limited, *words, **more)
     assert err == ""
-    return code, out, [line for line in out.splitlines() if "are left" in line or "time is up" in line]
+    return code, out, [line for line in out.splitlines() if "are left" in line or "stops at" in line]
 
 
 def test_a_kind_that_nothing_is_known_of_is_tried_for_an_epoch(command: Command, clock: Clock, tmp_path: Path) -> None:  # noqa: F811
@@ -73,7 +73,8 @@ def test_a_kind_that_nothing_is_known_of_is_tried_for_an_epoch(command: Command,
     code, _, lines = asked(command, 35)
     assert code == 0 and sorted(progress(tmp_path / "runs").values()) == [1, 1]
     assert len(lines) == 3 and lines[-1] == (
-        f"runtime.time_limit=35: {CELLS} of {CELLS} runs are left, about 5.7 minutes one after another; ask again and it goes on"
+        f"runtime.time_limit=35: {CELLS} of {CELLS} runs are left, about 5.7 minutes one after another; "
+        "none of them is expected to fit, the shortest takes 50 s: raise the limit, or end the command by SIGTERM"
     )
     before = clock.now
     assert asked(command, 45)[0] == 0 and clock.now == before  # what is known now does not fit, whatever was not yet begun
@@ -97,7 +98,7 @@ def test_a_run_that_is_slower_than_its_kind_was_ends_at_a_checkpoint(command: Co
     clock.epoch = 20.0
     code, _, lines = asked(command, 70, *words)
     assert code == 0 and [*progress(tmp_path / "runs").values()] == [3]
-    assert "ends at epoch 3 of 6, the time is up" in lines[0]
+    assert "stops at epoch 3 of 6, with a checkpoint" in lines[0]
     assert lines[-1].startswith("runtime.time_limit=70: 1 of 2 runs are left, about 0.5 min")
     clock.epoch = 10.0
     assert asked(command, 29, *words)[0] == 0 and [*progress(tmp_path / "runs").values()] == [3]  # the rest of it takes 30 s
@@ -116,7 +117,7 @@ def test_a_sweep(command: Command, clock: Clock, tmp_path: Path) -> None:  # noq
     words = ["-m", "seed=1,2,3", "dataset.train=100", "epochs=6", "runtime.time_limit=125"]
     code, out, err = command(*words, task=train.train, root="config")
     assert (code, err) == (0, "") and len(results(tmp_path / "runs")) == 2
-    assert out.splitlines()[-1] == "the time is up: 1 run is left; ask again and it goes on"
+    assert out.splitlines()[-1] == "the time box has ended: 1 run is left; ask again and it goes on"
 
 
 def test_sigterm_ends_the_box(command: Command, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811
@@ -132,7 +133,8 @@ def test_sigterm_ends_the_box(command: Command, clock: Clock, monkeypatch: pytes
     monkeypatch.setattr(Trainer, "train_epoch", train_epoch)
     code, _, lines = asked(command, None)
     assert code == 0 and [*progress(tmp_path / "runs").values()] == [3]
-    assert lines[-1] == f"ended by SIGTERM: {CELLS} of {CELLS} runs are left, of unknown length; ask again and it goes on"
+    length = "about 1.5 minutes one after another without 4 of unknown length"
+    assert lines[-1] == f"ended by SIGTERM: {CELLS} of {CELLS} runs are left, {length}; ask again and it goes on"
     assert signal.getsignal(signal.SIGTERM) is before
 
 

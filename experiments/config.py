@@ -190,10 +190,9 @@ def check(cfg: DictConfig, targets: bool = True) -> None:
     for path, node in nodes(cfg):
         if targets:
             resolve(node, path)
-        if (known := _names(_folders()).get(target_name(node._target_), node._target_)) != node._target_:
-            raise ConfigError(
-                f"{path}._target_: {node._target_} and {known} have the same name, which identifies their runs; rename one of the two"
-            )
+        if others := _names(_folders()).get(target_name(node._target_), set()) - {node._target_}:
+            both = f"{node._target_} and {min(others)}"
+            raise ConfigError(f"{path}._target_: {both} have the same name, which identifies their runs; rename one of the two")
         for key, value in node.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{path}.{key}: {value} is not allowed; it must be a finite number")
@@ -210,10 +209,13 @@ def _folders() -> tuple[Path, ...]:
 
 
 @cache
-def _names(folders: tuple[Path, ...]) -> dict[str, str]:
+def _names(folders: tuple[Path, ...]) -> dict[str, set[str]]:
     """What the files of a run's groups choose, by its name without the module."""
-    texts = [file.read_text() for conf in folders for group in GROUPS for file in (conf / group).glob("*.yaml")]
-    return {target_name(target): target for text in texts for target in re.findall(r"^_target_: (\S+)", text, re.MULTILINE)}
+    found: dict[str, set[str]] = {}
+    for file in (file for conf in folders for group in GROUPS for file in (conf / group).glob("*.yaml")):
+        for target in re.findall(r"^_target_: [\"']?([\w.]+)", file.read_text(), re.MULTILINE):
+            found.setdefault(target_name(target), set()).add(target)
+    return found
 
 
 def nodes(cfg: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:

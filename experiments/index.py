@@ -67,7 +67,7 @@ def _facts(path: Path) -> dict[str, Any]:
     try:
         config = yaml.load((path / "config.yaml").read_bytes(), yaml.CSafeLoader)
         return facts | {"kind": kind(config)}
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
         return facts | {"kind": None}
 
 

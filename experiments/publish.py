@@ -14,6 +14,7 @@ from experiments.complete import find
 from experiments.config import Config, ConfigError
 from experiments.published import FOLDER, pack
 from experiments.spec import Figure, Table
+from experiments.store import Run
 from experiments.table import common_overrides, jobs, narrowed
 
 
@@ -37,7 +38,10 @@ def run(cfg: DictConfig) -> None:
     for kind, table in parts.items():
         name = HydraConfig.get().runtime.choices[kind]
         asked = jobs(table, common_overrides(), targets=False)
-        done = {identity: one for identity, one in find(asked, cfg.runtime.runs).items() if one.result() is not None}
+        found = {identity: one for identity, one in find(asked, cfg.runtime.runs).items() if one.result() is not None}
+        done = {identity: one for identity, one in found.items() if _whole(identity, one)}
+        if len(done) < len(found):
+            print(f"{len(found) - len(done)} runs are left out: they have lost their metrics, or have another run's result")
         if not done:
             raise ConfigError(f"{kind}: none of the {asked['id'].nunique()} runs of {name} is finished in {cfg.runtime.runs}")
         file = Path(cfg.out) / f"{name}.zip"
@@ -48,6 +52,12 @@ def run(cfg: DictConfig) -> None:
         dirty = sum(bool((one.result() or {}).get("dirty")) for one in done.values())
         if dirty:
             print(f"{dirty} of these runs were made by code with uncommitted changes")
+
+
+def _whole(identity: str, one: Run) -> bool:
+    """Whether the run has numbers, or diverged, and its result is its own."""
+    result = one.result() or {}
+    return result.get("id") == identity and bool("diverged" in result or one.metrics())
 
 
 ConfigStore.instance().store("publish_schema", PublishConfig)

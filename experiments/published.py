@@ -6,25 +6,31 @@ result.json; the network is not kept. `unzip runs/published/demo.zip -d runs` ma
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import math
+import os
 import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig
 
 from experiments import store
 from experiments.config import ConfigError, first_line
+from experiments.identity import run_id
 from experiments.pick import Jobs, numbers
 from experiments.spec import Table
 
 FOLDER = Path("runs/published")
 FILES = ("config.yaml", "metrics.csv", "result.json")
 LARGEST = 1_000_000  # bytes of a file
+LARGEST_MEMBER = 10_000_000  # bytes of a member, unpacked
 SAME = 1e-6  # relative difference of numbers that count as equal
 
 
@@ -37,17 +43,37 @@ class Published(store.Run):
 
     def read(self, name: str) -> str:
         try:
-            return self.archive.read(f"{self.folder}/{name}").decode()
+            member = self.archive.getinfo(f"{self.folder}/{name}")
+            if member.file_size > LARGEST_MEMBER:
+                raise ValueError(f"it has {member.file_size:,} bytes")
+            return self.archive.read(member).decode()
         except KeyError as error:
             raise FileNotFoundError(self.path / name) from error
-        except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError) as error:
-            raise ConfigError(f"{self.file}: {self.folder}/{name} is damaged ({first_line(error)})") from error
+        except (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError) as error:  # RuntimeError: encrypted, or packed otherwise
+            raise self._damaged(name, error) from error
+
+    def result(self) -> dict[str, Any] | None:
+        found = super().result()
+        if found is None or not {"commit", "dirty", "seconds"} <= found.keys() or found.get("id") != self.folder[-10:]:
+            raise self._damaged("result.json", ValueError("it is not this run's"))
+        return found
+
+    def metrics(self) -> list[dict[str, float]]:
+        try:
+            return super().metrics()
+        except (ValueError, TypeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise self._damaged("metrics.csv", error) from error
+
+    def _damaged(self, name: str, error: Exception) -> ConfigError:
+        return ConfigError(f"{self.file}: {self.folder}/{name} is damaged ({first_line(error)})")
 
 
 def published(root: Path, files: str = "*.zip") -> dict[str, Published]:
     """The published runs by id; of a run that several files have, the first file's. Raises ConfigError on a file that cannot be read."""
     found: dict[str, Published] = {}
-    for file in sorted(root.glob(files)):
+    for file in sorted(path for path in root.glob(files) if path.is_file()):
         try:
             archive = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, OSError) as error:
@@ -70,12 +96,30 @@ def pack(file: Path, runs: Mapping[str, store.Run]) -> tuple[int, int]:
 
     The same runs give the same bytes. Raises ConfigError when the file would be too large.
     """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(file.parent):
+        return _pack(file, runs)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time adds to the files of a folder. The lock is the folder's own, so that it leaves no file."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _pack(file: Path, runs: Mapping[str, store.Run]) -> tuple[int, int]:
     before = published(file.parent, file.name)
     texts: dict[str, str] = {}
-    for run in (before | dict(runs)).values():
+    for identity, run in (before | dict(runs)).items():
         name = run.folder if isinstance(run, Published) else f"{run.path.parent.name}/{run.path.name}"
+        if run_id(run.config()) != identity:
+            raise ConfigError(f"{run.path}: its config.yaml is that of another run")
         texts |= {f"{name}/{part}": text for part, text in zip(FILES, _texts(run), strict=True)}
-    file.parent.mkdir(parents=True, exist_ok=True)
     with store.written(file) as target:
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             for name, text in sorted(texts.items()):
@@ -108,7 +152,7 @@ def notes(table: Table, wanted: Jobs, found: Mapping[str, store.Run], shared: Ma
         column = table.columns[str(name)]
         mine, theirs = (numbers(jobs, runs, column.metric, column.at or table.at) for runs in (own, dict[str, store.Run](shared)))
         gaps = (mine - theirs).abs() / theirs.abs().clip(lower=1e-12)
-        gaps[mine.isna() != theirs.isna()] = math.inf  # one of the two diverged
+        gaps[mine.isna() != theirs.isna()] = math.inf  # one of the two diverged, or lost its numbers
         for identity, gap in zip(jobs["id"], gaps, strict=True):
             if gap > SAME:
                 worst[identity] = max(worst.get(identity, (0.0, "")), (gap, column.metric))
@@ -117,7 +161,7 @@ def notes(table: Table, wanted: Jobs, found: Mapping[str, store.Run], shared: Ma
     if worst:
         identity = max(worst, key=lambda each: worst[each][0])
         gap, metric = worst[identity]
-        much = "one of the two diverged" if math.isinf(gap) else f"by up to {100 * gap:.2g} %"
+        much = "one of the two has none" if math.isinf(gap) else f"by up to {100 * gap:.2g} %"
         where = f"{metric} of {own[identity].path.name}"
         lines.append(f"{len(worst)} of {len(own)} own runs have other numbers than the published ones: {much} ({where})")
     return lines

@@ -134,8 +134,11 @@ def retry(found: list[Entry], runtime: DictConfig) -> None:
     print(f"{len(able)} of {len(failed)} failed runs are to be trained again")
     if len(able) < len(failed):
         print(f"{len(failed) - len(able)} have never begun: ask for their table again")
-    errors = side_by_side(train, [partial(run.config, runtime) for run in able], places(runtime))
-    errors = [error for error in errors if error and not isinstance(error, timebox.TimeUp)]
+    with timebox.heeding_sigterm():
+        errors = [error for error in side_by_side(train, [partial(run.config, runtime) for run in able], places(runtime)) if error]
+    if late := sum(isinstance(error, timebox.TimeUp) for error in errors):
+        print(f"the time box has ended: {late} of them {'is' if late == 1 else 'are'} left")
+    errors = [error for error in errors if not isinstance(error, timebox.TimeUp)]
     if errors:
         raise RunFailed("\nretable: ".join(map(str, errors)))
 

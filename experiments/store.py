@@ -7,6 +7,7 @@ import csv
 import fcntl
 import io
 import json
+import math
 import os
 import re
 import socket
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
-from experiments.config import ConfigError
+from experiments.config import ConfigError, first_line
 from experiments.identity import VERSION
 
 if TYPE_CHECKING:
@@ -152,8 +154,12 @@ class Run:
 
         Raises ConfigError when another version of the suite has written it.
         """
-        cfg = OmegaConf.create(self.read("config.yaml"))
-        assert isinstance(cfg, DictConfig)
+        try:
+            cfg = OmegaConf.create(self.read("config.yaml"))
+        except (YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.path}/config.yaml: it cannot be read ({first_line(error)})") from error
+        if not isinstance(cfg, DictConfig):
+            raise ConfigError(f"{self.path}/config.yaml: it is no config")
         if (version := cfg.pop("version", None)) != VERSION:
             raise ConfigError(f"{self.path}: its config.yaml has version {version}, and this code reads version {VERSION}: train it anew")
         if runtime is not None:
@@ -183,9 +189,11 @@ class Run:
     def progress(self) -> dict[str, Any] | None:
         """What `advance` wrote last; None before the first checkpoint."""
         try:
-            return json.loads(self.read("progress.json"))
-        except (OSError, json.JSONDecodeError):
+            made = json.loads(self.read("progress.json"))
+            numbers = [made[key] for key in ("epoch", "epochs", "step", "epoch_seconds")]
+        except (OSError, ValueError, TypeError, KeyError):  # not written by us
             return None
+        return made if all(isinstance(one, int | float) and 0 <= one < math.inf for one in numbers) and made["epoch"] else None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """result.json: from here on the run is done and is never trained again."""
@@ -197,11 +205,12 @@ class Run:
 
     def result(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self.read("result.json"))
+            found = json.loads(self.read("result.json"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except json.JSONDecodeError:  # not written by us: the run is asked for again
+        except (json.JSONDecodeError, UnicodeDecodeError):  # not written by us: the run is asked for again
             return None
+        return found if isinstance(found, dict) else None
 
     def error(self) -> str:
         """The error of a failed run, without its traceback, in its first line; or why the run diverged."""

@@ -10,6 +10,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import time
@@ -45,7 +46,7 @@ def given(runtime: DictConfig) -> bool:
 @contextlib.contextmanager
 def began_now() -> Iterator[None]:
     """Set the command's start time, unless a parent process has set it."""
-    if BEGAN in os.environ:
+    if re.fullmatch(r"\d+(\.\d+)?", os.environ.get(BEGAN, "")):
         yield
         return
     os.environ[BEGAN] = repr(time.time())

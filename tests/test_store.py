@@ -211,14 +211,12 @@ def test_two_choices_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape("model._target_: models.mine.net2c and models.cnn.net2c have the same name")):
         check(config("model._target_=models.mine.net2c"), targets=False)
     (tmp_path / "model").mkdir()
-    for module in ("one", "two"):
-        (tmp_path / "model" / f"{module}.yaml").write_text(f"_target_: models.{module}.Net\n")
-    command = [sys.executable, "-m", "experiments.train", "--config-dir", str(tmp_path), "model=two", f"runtime.runs={tmp_path}"]
-    for word in ("model=one", "model=two"):
-        done = subprocess.run([*command, word], cwd=ROOT, capture_output=True, text=True)
-        if "have the same name" in done.stderr:
-            break
-    assert done.returncode == 2 and re.search(r"model\._target_: models\.\w+\.Net and models\.\w+\.Net have the same name", done.stderr)
+    plain = (CONF / "model" / "net2c.yaml").read_text()
+    (tmp_path / "model" / "mine.yaml").write_text(plain.replace("models.cnn.net2c", "'models.mine.net2c'"))
+    for model in ("mine", "net2c"):  # whichever is asked for, before or after the other
+        command = [sys.executable, "-m", "experiments.train", "--config-dir", str(tmp_path), f"model={model}", f"runtime.runs={tmp_path}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and re.search(r"model\._target_: \S+ and \S+ have the same name", done.stderr), done.stderr
 
 
 # a run's config
@@ -232,6 +230,32 @@ def test_a_config_of_another_version_is_refused(tmp_path: Path) -> None:
         run.write("config.yaml", version + OmegaConf.to_yaml(cfg))
         with pytest.raises(ConfigError, match=r"config.yaml has version .*, and this code reads version 1"):
             run.config()
+
+
+@pytest.mark.parametrize("text", [b"", b"x: [", b"[1]", b"x", b"\xff\xfe"])
+def test_a_config_that_cannot_be_read(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
+        store.Run(tmp_path).config()
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"3", b'"x"', b"\xff\xfe{", b"{", b"null"])
+def test_a_result_that_is_not_ours_is_none(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_bytes(text)
+    assert store.Run(tmp_path).result() is None and store.Run(tmp_path).state == "missing"
+
+
+GOOD = {"epoch": 2, "epochs": 8, "step": 20, "epoch_seconds": 1.5, "device": "a device"}
+
+
+@pytest.mark.parametrize("change", [{"epoch": 0}, {"epoch": -1}, {"epoch": "1"}, {"step": None}, {"epoch_seconds": float("nan")}])
+def test_progress_that_is_not_ours_is_none(change: dict[str, Any], tmp_path: Path) -> None:
+    run = store.Run(tmp_path)
+    for text in (b"", b"[]", b"3", b"null", b'{"epoch": 1}', b"\xff\xfe{", json.dumps(GOOD | change).encode()):
+        (tmp_path / "progress.json").write_bytes(text)
+        assert run.progress() is None, text
+    run.advance(**GOOD)
+    assert run.progress() == GOOD
 
 
 # folders

@@ -255,4 +255,8 @@ def test_commands_that_a_command_starts_count_from_its_beginning(monkeypatch: py
             assert timebox.left(runtime) == 40
         assert timebox.left(runtime) == 40
     assert timebox.BEGAN not in os.environ
+    for nonsense in ("", "x", "nan", "-5"):
+        monkeypatch.setenv(timebox.BEGAN, nonsense)
+        with timebox.began_now():
+            assert timebox.left(runtime) == 100
     assert timebox.left(OmegaConf.create({"time_limit": None})) == math.inf

@@ -166,18 +166,20 @@ def test_both_sides_see_as_many_images(monkeypatch):
 
 def test_whole_suite_leaves_what_a_run_leaves(monkeypatch):
     recorded = []
-    real = epochs.record
+    real = epochs.checkpoint
 
-    def record(cfg, run, trainer, board, known):
-        real(cfg, run, trainer, board, known)
+    def checkpoint(run, *given):
+        real(run, *given)
         recorded.append((run, {file.name.split(".")[0] for file in run.path.iterdir()}, len(run.metrics())))
 
-    monkeypatch.setattr(epochs, "record", record)
+    monkeypatch.setattr(epochs, "checkpoint", checkpoint)
     side = epochs.whole_suite(TINY.cfg("net2c", *epochs.EPOCHS), 40)
     side.step()
     side.step()
     side.close()
-    assert [(names, metrics) for _, names, metrics in recorded] == [({"checkpoint", "metrics", "events"}, rows) for rows in (1, 2)]
+    assert [(names, metrics) for _, names, metrics in recorded] == [
+        ({"checkpoint", "progress", "metrics", "events"}, rows) for rows in (1, 2)
+    ]
     assert not recorded[0][0].path.exists()
 
 

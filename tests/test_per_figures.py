@@ -144,7 +144,7 @@ def stored(root: Path, name: str, rows: list[dict[str, float]], images: int = 10
     one = store.Run(root / name)
     one.path.mkdir(parents=True)
     one.log(rows)
-    one.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create({"probe": {"images": images}})))
+    one.write_config(OmegaConf.create({"probe": {"images": images}}))
     one.finish({"samples": {"train": train}})
     return one
 

@@ -41,8 +41,7 @@ def stored(root: Path, device: str | None = None) -> dict[str, Estimate]:
         run = store.Run(Path(path))
         if identity not in ended and (made := run.progress()) is not None and device in (None, made["device"]):
             with contextlib.suppress(ConfigError, OSError, YAMLError):  # its config is not of this version, or damaged
-                steps = made["step"] / made["epoch"]
-                found[kind(run.config())] = Estimate(made["epoch_seconds"], steps, 0, "an epoch of an unfinished run")
+                found[kind(run.config())] = Estimate(made["epoch_seconds"], made["steps"], 0, "an epoch of an unfinished run")
     runs = runs[(runs["diverged"] == "") & runs["kind"].notna() & ((device is None) | (runs["device"] == device))]
     runs = runs.sort_values("finished").drop_duplicates("kind", keep="last")
     return found | {

@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 
     from experiments.trainer import Trainer
 
+SURE_SECONDS = 5  # of steps that tell how long their epoch will take
 QUIET_SECONDS = 10  # an epoch's line goes to the run's log always, to the console at most this often
 
 
 def fit(cfg: DictConfig, run: store.Run, trainer: Trainer, known: bool) -> None:
     """Train the run to its end. Raises TimeUp, after a checkpoint, when another epoch would not end within the command's time box.
 
-    known: whether the whole run is expected to end in time; else that is judged by its first epoch.
+    known: whether the whole run is expected to end in time; else that is judged by its first epoch. A first epoch that turns out to be too
+    long is given up.
     """
     from tqdm import tqdm
 
-    from experiments.provenance import commit, facts, sources
+    from experiments.provenance import commit, device_name, facts, sources
     from experiments.trainer import Diverged
 
     commit(), sources(cfg)  # as they are now: the code that runs, whatever happens to the files meanwhile; both are remembered
@@ -41,18 +43,28 @@ def fit(cfg: DictConfig, run: store.Run, trainer: Trainer, known: bool) -> None:
     summary: dict[str, Any] = {}
     shown = time.monotonic()
     began: float | None = None  # the epoch's start; of the first epoch here after its first step, which includes one-time set-up
+    steps = 0  # since then
 
-    def tick() -> None:
-        nonlocal began
-        began = began or time.monotonic()
+    def first_epoch() -> None:
+        """After each step of it: whether it ends in time is not known before."""
+        nonlocal began, steps
         bar.update()
+        if began is None:
+            began, steps = time.monotonic(), 0
+            return
+        steps += 1
+        took = time.monotonic() - began
+        epoch = took / steps * trainer.steps_per_epoch
+        if took > SURE_SECONDS and epoch - took > timebox.left(cfg.runtime) and not timebox.terminated:
+            run.advance(trainer.epoch, trainer.epochs, trainer.steps_per_epoch, epoch, device_name(trainer.device))
+            raise timebox.TimeUp("the epoch does not end in time")
 
     try:
         if trainer.epoch == 0:
             keep_weights(cfg, run, trainer)
         while trainer.epoch < trainer.epochs:
             first = len(trainer.rows)
-            trainer.train_epoch(tick)
+            trainer.train_epoch(bar.update if began else first_epoch)
             assert began is not None
             took = time.monotonic() - began
             if board is None:  # not earlier: the first step need not wait for TensorBoard's imports
@@ -109,7 +121,7 @@ def checkpoint(run: store.Run, trainer: Trainer, epoch_seconds: float) -> None:
     from experiments.provenance import device_name
 
     save(run.path / "checkpoint.pt", trainer.state())
-    run.advance(trainer.epoch, trainer.epochs, trainer.step, epoch_seconds, device_name(trainer.device))
+    run.advance(trainer.epoch, trainer.epochs, trainer.steps_per_epoch, epoch_seconds, device_name(trainer.device))
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

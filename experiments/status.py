@@ -113,7 +113,7 @@ def _since(start: float) -> str:
 def _progress(run: store.Run, running: bool) -> str:
     """The last epoch with a checkpoint; of a run that goes on the seconds left, by that epoch."""
     made = run.progress()
-    if made is None:
+    if made is None or not made["epoch"]:
         return "no checkpoint yet"
     epoch, epochs = int(made["epoch"]), int(made["epochs"])
     since = max(0, time.time() - (run.path / "progress.json").stat().st_mtime)

@@ -181,19 +181,19 @@ class Run:
         except FileNotFoundError:
             return []
 
-    def advance(self, epoch: int, epochs: int, step: int, epoch_seconds: float, device: str) -> None:
-        """progress.json: how far the checkpoint is, and how long its last epoch took on which device."""
-        made = {"epoch": epoch, "epochs": epochs, "step": step, "epoch_seconds": round(epoch_seconds, 3), "device": device}
+    def advance(self, epoch: int, epochs: int, steps: int, epoch_seconds: float, device: str) -> None:
+        """progress.json: how far the checkpoint is (epoch 0: there is none), and how long an epoch of so many steps takes on the device."""
+        made = {"epoch": epoch, "epochs": epochs, "steps": steps, "epoch_seconds": round(epoch_seconds, 3), "device": device}
         self.write("progress.json", json.dumps(made))
 
     def progress(self) -> dict[str, Any] | None:
         """What `advance` wrote last; None before the first checkpoint."""
         try:
             made = json.loads(self.read("progress.json"))
-            numbers = [made[key] for key in ("epoch", "epochs", "step", "epoch_seconds")]
+            numbers = [made[key] for key in ("epoch", "epochs", "steps", "epoch_seconds")]
         except (OSError, ValueError, TypeError, KeyError):  # not written by us
             return None
-        return made if all(isinstance(one, int | float) and 0 <= one < math.inf for one in numbers) and made["epoch"] else None
+        return made if all(isinstance(one, int | float) and 0 <= one < math.inf for one in numbers) else None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """result.json: from here on the run is done and is never trained again."""

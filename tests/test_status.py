@@ -42,7 +42,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, store.Run
             run.write("config.yaml", "{}")
             run.finish({"seconds": 1.0, "epochs": 1, "steps": 1, "device": "d"} | ({"diverged": "ce is nan"} if name == "diverged" else {}))
         if name in ("running", "queued", "resumable"):
-            run.advance(epoch=2, epochs=8, step=20, epoch_seconds=10.0, device="cpu")
+            run.advance(epoch=2, epochs=8, steps=10, epoch_seconds=10.0, device="cpu")
             run.write("checkpoint.pt", "x")
     made["failed"].fail(BROKEN)
     assert made["running"].acquire()  # by this process

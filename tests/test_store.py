@@ -245,10 +245,10 @@ def test_a_result_that_is_not_ours_is_none(text: bytes, tmp_path: Path) -> None:
     assert store.Run(tmp_path).result() is None and store.Run(tmp_path).state == "missing"
 
 
-GOOD = {"epoch": 2, "epochs": 8, "step": 20, "epoch_seconds": 1.5, "device": "a device"}
+GOOD = {"epoch": 2, "epochs": 8, "steps": 20, "epoch_seconds": 1.5, "device": "a device"}
 
 
-@pytest.mark.parametrize("change", [{"epoch": 0}, {"epoch": -1}, {"epoch": "1"}, {"step": None}, {"epoch_seconds": float("nan")}])
+@pytest.mark.parametrize("change", [{"epoch": -1}, {"epoch": "1"}, {"steps": None}, {"epoch_seconds": float("nan")}])
 def test_progress_that_is_not_ours_is_none(change: dict[str, Any], tmp_path: Path) -> None:
     run = store.Run(tmp_path)
     for text in (b"", b"[]", b"3", b"null", b'{"epoch": 1}', b"\xff\xfe{", json.dumps(GOOD | change).encode()):

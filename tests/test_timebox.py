@@ -244,6 +244,40 @@ def test_a_fork_server_that_the_signal_has_ended(monkeypatch: pytest.MonkeyPatch
         apart.apart(print, OmegaConf.create({}))
 
 
+def test_an_epoch_that_is_too_long_is_given_up(command: Command, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811
+    """Steps of 6 s in epochs of ten: judged by its second step, not by the epoch's end; remembered, so that no run of its kind is begun."""
+    plain = Trainer.take_step
+
+    def take_step(trainer: Trainer, *samples: Any) -> None:
+        clock.now += 6
+        plain(trainer, *samples)
+
+    few = ["only=[without]", "batch_size=10"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "take_step", take_step)
+        before = clock.now
+        code, _, lines = asked(command, 40, *few)
+        assert code == 0 and clock.now == before + 12 and [*progress(tmp_path / "runs").values()] == [0]
+        assert lines[-1].startswith("runtime.time_limit=40: 2 of 2 runs are left, about 12.0 minutes one after another; none of them")
+        (path,) = tmp_path.glob("runs/*/*")
+        assert store.Run(path).state == "missing" and asked(command, 40, *few)[0] == 0 and clock.now == before + 12
+    assert asked(command, None, *few)[0] == 0 and len(results(tmp_path / "runs")) == 2
+
+
+def test_sigterm_gives_up_no_epoch(command: Command, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811
+    plain = Trainer.take_step
+
+    def take_step(trainer: Trainer, *samples: Any) -> None:
+        clock.now += 6
+        timebox.terminated = trainer.step == 3
+        plain(trainer, *samples)
+        timebox.terminated = trainer.step >= 3
+
+    monkeypatch.setattr(Trainer, "take_step", take_step)
+    asked(command, None, "only=[without]", "batch_size=10")
+    assert [*progress(tmp_path / "runs").values()] == [1]
+
+
 def test_commands_that_a_command_starts_count_from_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = OmegaConf.create({"time_limit": 100})
     monkeypatch.delenv(timebox.BEGAN, raising=False)

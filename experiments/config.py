@@ -187,10 +187,11 @@ def check(cfg: DictConfig, targets: bool = True) -> None:
     for name, node in cfg.method.items():
         if not (isinstance(node, DictConfig) and "_target_" in node):
             raise ConfigError(f"method.{name}: it has options but is not chosen; add method={name}")
+    names = _names(_folders())
     for path, node in nodes(cfg):
         if targets:
             resolve(node, path)
-        if others := _names(_folders()).get(target_name(node._target_), set()) - {node._target_}:
+        if others := names.get(target_name(node._target_), set()) - {node._target_}:
             both = f"{node._target_} and {min(others)}"
             raise ConfigError(f"{path}._target_: {both} have the same name, which identifies their runs; rename one of the two")
         for key, value in node.items():

@@ -11,7 +11,8 @@ usage() {
 ./reproduce.sh PAPER [KEY=VALUE]       a whole paper: its plan, all its tables and figures, its verdicts; all: every paper
 ./reproduce.sh KEY=VALUE...            the demonstration with other settings, such as profile=smoke
 ./reproduce.sh check [PART...]         checks that this machine trains correctly, and measures its speed: two minutes
-./reproduce.sh test [ARGUMENTS]        all tests with coverage, or pytest with your arguments
+./reproduce.sh test                    the quick tests, under four minutes; other arguments are passed to pytest
+./reproduce.sh test all                all tests, with coverage; adds kills, full disks, SLURM, every table and figure
 ./reproduce.sh setup                   only install the locked packages into .venv; the others do so if needed
 
 Tables:  $(names table)
@@ -141,8 +142,15 @@ case ${1:-} in
   test)
     shift
     setup
-    # three workers on two cores: many tests wait for processes that they start
-    [ $# -gt 0 ] || set -- -n 3 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the workers share the cores
+    case ${1:-} in
+      '') set -- -n 2 --dist worksteal -m 'not slow' ;;
+      # three workers on two cores: many of these tests wait for processes that they start
+      all)
+        shift
+        [ $# -gt 0 ] || set -- --cov --cov-report=term:skip-covered --cov-fail-under=95
+        set -- -n 3 --dist worksteal "$@" ;;
+    esac
     exec .venv/bin/python -m pytest "$@" ;;
 esac
 jobs=() overrides=() kinds='table figure'

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
 from experiments.cli import RunFailed, main
-from experiments.complete import complete, find, unfinished
 from experiments.config import ConfigError, build
+from experiments.launching.missing import complete, find, unfinished
 from experiments.pick import due
 from experiments.published import counted, notes
 from experiments.show import choosing, columns, provenance

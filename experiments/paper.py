@@ -21,10 +21,10 @@ from omegaconf import MISSING, DictConfig
 
 from experiments import store, timebox
 from experiments.cli import main
-from experiments.complete import find
 from experiments.config import Config, ConfigError, options
 from experiments.cost import stored
-from experiments.launch import launcher
+from experiments.launching.launchers import on_cluster
+from experiments.launching.missing import find
 from experiments.plan import Known, costs, shown
 from experiments.published import counted
 from experiments.table import common_overrides, jobs, narrowed
@@ -137,7 +137,7 @@ def run(cfg: DictConfig) -> None:
     extra = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
     own = [word for word in given.task if word.startswith(("out=", "published="))]
     every = [*(f"--config-dir={path}" for path in extra), *words, *given.hydra, *own]
-    if launcher() == "submitit_slurm":
+    if on_cluster():
         for part in parts:
             if part.missing:
                 ask(part, [*every, "wait=false"], quiet=True)

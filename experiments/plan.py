@@ -16,11 +16,11 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
-from experiments.complete import find
+from experiments.compose import compose
 from experiments.config import ConfigError, check, resolve
 from experiments.cost import Estimate, remaining, stored
 from experiments.index import kind
-from experiments.launch import compose
+from experiments.launching.missing import find
 from experiments.length import Length
 from experiments.pick import due
 from experiments.published import counted

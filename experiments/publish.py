@@ -10,8 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli import main
-from experiments.complete import find
 from experiments.config import Config, ConfigError
+from experiments.launching.missing import find
 from experiments.published import FOLDER, pack
 from experiments.spec import Figure, Table
 from experiments.store import Run

@@ -13,10 +13,11 @@ import pandas as pd
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import cluster, store, timebox
+from experiments import store, timebox
 from experiments.cli import RunFailed, main
 from experiments.config import ConfigError
 from experiments.index import finished
+from experiments.launching import slurm
 from experiments.spec import Table, TablesConfig
 
 STATES = ("done", "running", "queued", "resumable", "failed", "diverged", "missing")
@@ -38,15 +39,15 @@ class Entry(NamedTuple):
     run: store.Run
     state: str
     group: str
-    job: cluster.Job | None
+    job: slurm.Job | None
 
 
 def entries(cfg: DictConfig) -> list[Entry]:
     """The runs of the table, or of the store. The index tells which are done, and the folders of the others their states."""
     root = Path(cfg.runtime.runs)
     try:
-        queue = cluster.live(root)
-    except cluster.Silent as error:
+        queue = slurm.listed(root)
+    except slurm.Silent as error:
         print(f"retable: {error}; what is queued is not known", file=sys.stderr)
         queue = {}
     ended = {row["id"]: "diverged" if row["diverged"] else "done" for row in finished(root).to_dict("records")}
@@ -125,8 +126,8 @@ def retry(found: list[Entry], runtime: DictConfig) -> None:
     """Trains the failed ones again, on this machine, from their own configs. Raises RunFailed with those that fail once more."""
     from functools import partial
 
-    from experiments.apart import side_by_side
-    from experiments.devices import places
+    from experiments.launching.devices import places
+    from experiments.launching.launchers import SideBySide
     from experiments.train import train
 
     failed = [one.run for one in found if one.state == "failed"]
@@ -135,7 +136,8 @@ def retry(found: list[Entry], runtime: DictConfig) -> None:
     if len(able) < len(failed):
         print(f"{len(failed) - len(able)} have never begun: ask for their table again")
     with timebox.heeding_sigterm():
-        errors = [error for error in side_by_side(train, [partial(run.config, runtime) for run in able], places(runtime)) if error]
+        jobs = {str(run.path): partial(run.config, runtime) for run in able}
+        errors = SideBySide(Path(runtime.runs), places(runtime)).submit(train, jobs)
     if late := sum(isinstance(error, timebox.TimeUp) for error in errors):
         print(f"the time box has ended: {late} of them {'is' if late == 1 else 'are'} left")
     errors = [error for error in errors if not isinstance(error, timebox.TimeUp)]

@@ -134,9 +134,10 @@ class Run:
     def holder(self) -> dict[str, Any]:
         """Who trains this run, or was the last to: host, pid, since (seconds since 1970), job (SLURM's). Empty when nobody has."""
         try:
-            return json.loads(self.read("lock"))
-        except (OSError, json.JSONDecodeError):  # an older run's is empty
+            found = json.loads(self.read("lock"))
+        except (OSError, ValueError):  # an older run's is empty
             return {}
+        return found if isinstance(found, dict) else {}
 
     def write(self, name: str, text: str) -> None:
         with written(self.path / name) as file:

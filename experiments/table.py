@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import store
 from experiments.cli import RunFailed, main
-from experiments.complete import complete, find, unfinished
+from experiments.compose import compose
 from experiments.config import ConfigError, check, options
 from experiments.identity import run_ids
-from experiments.launch import compose
+from experiments.launching.missing import complete, find, unfinished
 from experiments.pick import UNPICKED, Jobs, check_rows, choices, chosen, due, numbers, printed, rejected, variants
 from experiments.published import counted, notes
 from experiments.spec import OWN_KEYS, Claim, Table

@@ -38,6 +38,12 @@ def left(runtime: DictConfig) -> float:
     return float(os.environ.get(BEGAN, time.time())) + float(runtime.time_limit) - time.time()
 
 
+def check(runtime: DictConfig) -> None:
+    """Raises TimeUp after the box's end."""
+    if left(runtime) <= 0:
+        raise TimeUp("not started")
+
+
 def given(runtime: DictConfig) -> bool:
     """Whether there is a box: a limit, or a SIGTERM that has arrived."""
     return terminated or runtime.time_limit is not None

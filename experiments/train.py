@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import cost, store, timebox
 from experiments.cli import BAD_INPUT, RunFailed, main, one_line
 from experiments.config import ConfigError, build, check, first_line, resolve
-from experiments.devices import device, places
 from experiments.fit import fit, headline, restore
 from experiments.identity import run_dir, run_id
+from experiments.launching.devices import cores, device, places, uses_gpu
+from experiments.launching.launchers import in_shared_process
+from experiments.launching.processes import apart
 
 if TYPE_CHECKING:
     from data.bundle import Bundle
@@ -36,9 +37,7 @@ def train(cfg: DictConfig) -> None:
     """
     OmegaConf.resolve(cfg)
     check(cfg, targets=False)
-    if _shared(cfg):
-        from experiments.apart import apart
-
+    if in_shared_process() and uses_gpu(cfg.runtime):  # a GPU failure would end the other runs of this process
         return apart(_train, cfg)
     _train(cfg)
 
@@ -52,15 +51,6 @@ def job(cfg: DictConfig) -> None:
         run.path.mkdir(parents=True, exist_ok=True)
         run.fail(one_line(error))
         raise
-
-
-def _shared(cfg: DictConfig) -> bool:
-    """Whether this process goes on with other runs, and uses a GPU, whose failure would be theirs too."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN or cfg.runtime.device == "cpu":
-        return False
-    import torch
-
-    return HydraConfig.get().runtime.choices["hydra/launcher"] in ("basic", "joblib") and torch.cuda.is_available()
 
 
 def _train(cfg: DictConfig) -> None:
@@ -98,8 +88,7 @@ def needed(cfg: DictConfig, run: store.Run) -> float:
     left = timebox.left(cfg.runtime)
     if math.isinf(left):
         return 0.0
-    if left <= 0:
-        raise timebox.TimeUp("not started")
+    timebox.check(cfg.runtime)
     import torch
 
     from experiments.provenance import device_name
@@ -173,13 +162,11 @@ def _keep_freed_memory() -> None:
 
 
 def _threads(runtime: DictConfig) -> int:
-    """All cores, or those that a cluster has given, shared by the runs that are trained side by side."""
-    given = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """All cores, shared by the runs that are trained side by side."""
     jobs = places(runtime)
     if HydraConfig.initialized():
         jobs = HydraConfig.get().launcher.get("n_jobs", jobs)
-    return 1 if jobs < 0 else max(1, int(given or cores) // jobs)
+    return 1 if jobs < 0 else max(1, cores() // jobs)
 
 
 if __name__ == "__main__":

@@ -18,28 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from experiments import store
 
 sys.path.append(str(Path(__file__).parent))  # as pytest does
-from test_resume import endings, same
+from endings import ROOT, endings, epochs, same, whole
+from tables import SPEC, words
 
-SPEC = """
-title: "Twelve runs"
-base: [dataset=digits, dataset.train=100, batch_size=20, epochs={epochs}, "schedule.at=[{half}]"]
-seeds: [1, 2, 3]
-columns: {{ACC: {{metric: test/accuracy}}, CE: {{metric: test/ce, better: min, digits: 4}}}}
-rows:
-  - {{label: without, overrides: [method=vanilla]}}
-  - {{label: with, against: without, overrides: [method=itdm_c], grid: {{method.itdm_c.weight: [0.2, 0.4, 0.6]}}}}
-"""
-WORDS = ["table=twelve", "profile.test=100", "runtime.threads=1", "runtime.device=cpu", "runtime.runs_per_device=2"]
 RUNS, EPOCHS_PER_KILL = 12, 2
 PATIENCE = 600  # seconds: nothing to kill for so long, or no end of a command, is a hang
 Results = dict[str, tuple[bytes, int]]  # each run's result.json, and when it was written
@@ -52,12 +40,7 @@ def look(runs: Path, results: Results) -> list[str]:
     results |= now
     for path in runs.glob("*/*"):
         try:
-            for row in store.Run(path).metrics():
-                assert {"step", "lr", "train/ce", "test/ce"} <= row.keys(), "a line of metrics.csv is not whole"
-            if (path / "checkpoint.pt").exists():
-                assert zipfile.ZipFile(path / "checkpoint.pt").testzip() is None, "checkpoint.pt is damaged"
-                torch.load(path / "checkpoint.pt", weights_only=True)
-            assert path.name not in now or store.Run(path).state == "done", "result.json is none of a finished run"
+            whole(store.Run(path))
         except Exception as error:
             wrong.append(f"{path.name}: {error!r}")
     return wrong
@@ -70,26 +53,27 @@ def compare(runs: Path, reference: Path) -> list[str]:
     wrong += [f"{name}: other bits than the reference's" for name in found if not same(found[name], expected.get(name))]
     wrong += [f"{path}: left over" for path in runs.glob("*/*/.*")]
     for path in runs.glob("*/*/train.log"):
-        # An epoch's line comes after its checkpoint: a kill in between leaves it out, and nothing writes it twice.
-        epochs = [int(number) for number in re.findall(r"^epoch (\d+)/", path.read_text(), re.MULTILINE)]
-        wrong += [] if epochs == sorted({*epochs}) else [f"{path.parent.name}: epochs trained twice, of {epochs}"]
+        made = epochs(path.parent)
+        wrong += [] if made == sorted({*made}) else [f"{path.parent.name}: epochs trained twice, of {made}"]
     return wrong
 
 
 class Commands:
     """The commands that ask for the table, and all processes that come of them: known by their folder of temporary files."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, length: int) -> None:
         self.root = root
+        (root / "extra" / "table").mkdir(parents=True)
+        (root / "extra" / "table" / "tiny.yaml").write_text(SPEC)
+        self.table = ["table=tiny", "table.seeds=[1,2,3,4]", "batch_size=20", f"epochs={length}", f"out={root}/out"]
         self.scratch = tempfile.TemporaryDirectory(prefix="retable-", ignore_cleanup_errors=True)
         self.logs: dict[subprocess.Popen[bytes], Path] = {}
 
     def ask(self, runs: Path) -> subprocess.Popen[bytes]:
-        folders = [f"runtime.runs={runs}", f"runtime.data_dir={self.root}", f"out={self.root}/out"]
-        words = [sys.executable, "-m", "experiments.table", "--config-dir", f"{self.root}/extra", *WORDS, *folders]
+        line = [sys.executable, "-m", "experiments.table", *words(self.root, runs), *self.table, "runtime.runs_per_device=2"]
         log, env = self.root / f"{len(self.logs)}.log", os.environ | {"TMPDIR": self.scratch.name}
         with open(log, "wb") as out:
-            process = subprocess.Popen(words, cwd=Path(__file__).parent.parent, env=env, stdout=out, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(line, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
         self.logs[process] = log
         return process
 
@@ -102,7 +86,7 @@ class Commands:
         return False
 
     def kill(self, kind: str, runs: Path, chance: random.Random) -> Path | None:
-        """One of this kind; returns the folder that it wrote to. None if there was none."""
+        """A process of this kind; returns the folder that it wrote to. None if there was none."""
         found = [(process.pid, runs) for process in self.asking()]
         if kind == "trainers":
             found = [(run.holder().get("pid", 0), run.path) for run in map(store.Run, runs.glob("*/*")) if run.state == "running"]
@@ -139,20 +123,16 @@ class Commands:
 
 def campaign(kills: int, seed: int, root: Path) -> tuple[Counter[str], list[str]]:
     """In an empty folder: the reference, the kills, the last command, the checks. What to report, and what is wrong."""
-    epochs = EPOCHS_PER_KILL * kills
-    (root / "extra" / "table").mkdir(parents=True)
-    (root / "extra" / "table" / "twelve.yaml").write_text(SPEC.format(epochs=epochs, half=epochs // 2))
-    chance, commands, runs, reference = random.Random(seed), Commands(root), root / "runs", root / "reference"
-    results, report, wrong, times = Results(), Counter[str](), list[str](), [time.monotonic()]
+    chance, commands, runs, reference = random.Random(seed), Commands(root, EPOCHS_PER_KILL * kills), root / "runs", root / "reference"
+    results, report, wrong, began = Results(), Counter[str](), list[str](), time.monotonic()
     kinds = chance.sample((["askers", "trainers"] * kills)[:kills], kills)
     try:
         first = commands.ask(reference)
         while first.poll() is None and not any(reference.glob("*/*/checkpoint.pt")):
             time.sleep(0.01)
-        pause = (time.monotonic() - times[0]) / 3  # of what it takes until a command trains
+        pause = (time.monotonic() - began) / 3  # of what it takes until a command trains
         first.wait(PATIENCE)
-        times.append(latest := time.monotonic())
-        askers = 1
+        askers, latest = 1, time.monotonic()
         while kinds and not wrong:
             # The fewer runs are left, the sooner: all kills are to come before the end.
             until = time.monotonic() + chance.uniform(0, 2 * pause) * (1 - len(results) / RUNS) ** 2
@@ -165,10 +145,8 @@ def campaign(kills: int, seed: int, root: Path) -> tuple[Counter[str], list[str]
                 report["of these at a run with a checkpoint"] += (path / "checkpoint.pt").exists() and not (path / "result.json").exists()
                 askers, latest = chance.choice([1, 1, 2]), time.monotonic()
             wrong += look(runs, results)
-            report["finished at the last kill"] = len(results)
             if kinds and (len(results) == RUNS or time.monotonic() > latest + PATIENCE):
                 wrong.append(f"nothing is left to kill, or it hangs: {len(results)} of {RUNS} runs are done")
-        times.append(time.monotonic())
         commands.ask(runs)
         for process in commands.asking():  # the last, and those who wait for the same runs
             process.wait(PATIENCE)
@@ -180,9 +158,7 @@ def campaign(kills: int, seed: int, root: Path) -> tuple[Counter[str], list[str]
         while commands.end(0):  # one may have started another
             pass
         commands.scratch.cleanup()
-    times.append(time.monotonic())
-    parts = zip(["reference", "kills", "last command"], times, times[1:], strict=False)
-    report.update({f"seconds of the {name}": round(end - start) for name, start, end in parts})
+    report["seconds"] = round(time.monotonic() - began)
     return report, wrong
 
 
@@ -191,9 +167,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that then, too, no process stays
-    given, load, root = parser.parse_args(), os.getloadavg(), Path(tempfile.mkdtemp(prefix="retable-campaign-"))
+    given, root = parser.parse_args(), Path(tempfile.mkdtemp(prefix="retable-campaign-"))
     report, wrong = campaign(given.kills, given.seed, root)
-    print(*(f"{name}: {report[name]}" for name in sorted(report)), f"load: {load[0]:.1f} before, {os.getloadavg()[0]:.1f} after", sep="\n")
+    print(*(f"{name}: {report[name]}" for name in sorted(report)), sep="\n")
     if wrong:
         sys.exit("\n".join([*(f"WRONG: {line}" for line in wrong), f"the files are in {root}"]))
     shutil.rmtree(root)

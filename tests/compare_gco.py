@@ -12,19 +12,17 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from textwrap import fill
-from typing import Any
 
 import numpy as np
 import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from experiments.bench.configs import composed
-from experiments.cli import BAD_INPUT, one_line, stop
+from experiments.compose import composed
 from experiments.provenance import commit, device_name
 from experiments.train import make_trainer
 from experiments.trainer import Trainer
@@ -89,7 +87,6 @@ def problems(trainer: Trainer, method: PuzzleMix, n: int) -> Iterator[Energy]:
     rng = torch.Generator().manual_seed(0)
     for chosen in trainer.bundle.indices(rng, SIZE, balanced=False)[:BATCHES]:
         batch = trainer.bundle.take(chosen, rng)
-        assert batch.scale is not None
         with trainer.autocast():
             saliency = method.saliency(batch, trainer.net)
         pixels, partner = batch.x.float() * batch.scale, pairing(SIZE, rng, batch.x.device)
@@ -101,62 +98,45 @@ def rows(trainer: Trainer, method: PuzzleMix, n: int) -> Iterator[list[object]]:
     """The table's lines for grids of n x n blocks."""
     given = [*problems(trainer, method, n)]
     whole = Energy(*(torch.cat(parts, 3).double() for parts in zip(*((each.cost, each.weight) for each in given), strict=True)))
-    images = [*singly(whole)]
-    calls = {scaled: [scaled(*image) for image in images] for scaled in (as_called, in_range)}
+    # of each image: cost [n, n, 3], and the weights to the block below [n - 1, n] and to the right [n, n - 1]
+    parts = whole.cost.permute(3, 1, 2, 0), whole.weight[0, :-1].permute(2, 0, 1), whole.weight[1, :, :-1].permute(2, 0, 1)
+    images = [*zip(*(part.contiguous().numpy() for part in parts), strict=True)]
     iterations = max(1, method.mask_iters * n // FINEST)
-    sides: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: torch.cat([minimum(each, iterations) for each in given], 2),
-        "gco as called": lambda: together(swap(as_called(*image)) for image in images),
-        "gco in range": lambda: together(swap(in_range(*image)) for image in images),
-        "gco as called, cut": lambda: together(map(swap, calls[as_called])),
-        "gco in range, cut": lambda: together(map(swap, calls[in_range])),
-    }
-    masks, ms = {name: run().double() for name, run in sides.items()}, timed(sides, len(images))
+    sides: dict[str, Callable[[], Tensor]] = {"ours": lambda: torch.cat([minimum(each, iterations) for each in given], 2)}
+    for name, scaled in (("gco as called", as_called), ("gco in range", in_range)):
+        calls = [scaled(*image) for image in images]
+        sides[name] = lambda scaled=scaled: together(swap(scaled(*image)) for image in images)
+        sides[f"{name}, cut"] = lambda calls=calls: together(map(swap, calls))
+    masks, seconds = {name: run().double() for name, run in sides.items()}, {name: [] for name in sides}
+    for name, run in [*sides.items()] * ROUNDS:
+        began = time.perf_counter()
+        run()
+        seconds[name].append(time.perf_counter() - began)
+    ms = {name: 1000 * statistics.median(each) / len(images) for name, each in seconds.items()}
     if find_spec("maxflow"):
         masks["exact"] = together(exact(*image) for image in images).double()
     energies = {name: whole(k) for name, k in masks.items()}
     least, better = torch.stack([*energies.values()]).amin(0), torch.minimum(energies["gco as called"], energies["gco in range"])
-    for name in [*sides][:3]:
+    for name in ("ours", "gco as called", "gco in range"):
         own, other = energies[name], better if name == "ours" else energies["ours"]
         gap, same = own / least - 1, (masks[name] == masks["ours"]).all(0).all(0)
-        overflow = [name == "gco as called" and int(call[0].max()) * 100_000 >= 2**31 for call in calls[as_called]]
+        overflow = [name == "gco as called" and int(as_called(*image)[0].max()) * 100_000 >= 2**31 for image in images]
         high, worse, equal = (100 * float(np.mean(which)) for which in (overflow, (own > other * (1 + NEAR)).numpy(), same.numpy()))
-        gaps, strictly = [float(gap.mean()), float(gap.max())], int((own > other).sum())
-        yield [n, name, len(images), high, *gaps, worse, strictly, equal, ms[name], ms.get(f"{name}, cut")]
+        strictly = int((own > other).sum())
+        yield [n, name, len(images), high, float(gap.mean()), float(gap.max()), worse, strictly, equal, ms[name], ms.get(f"{name}, cut")]
 
 
-def singly(all_of: Energy) -> Iterator[list[np.ndarray]]:
-    """Of each image: cost [n, n, 3], and the weights to the block below [n - 1, n] and to the right [n, n - 1]."""
-    parts = all_of.cost.permute(3, 1, 2, 0), all_of.weight[0, :-1].permute(2, 0, 1), all_of.weight[1, :, :-1].permute(2, 0, 1)
-    return map(list, zip(*(part.contiguous().numpy() for part in parts), strict=True))
-
-
-def together(masks: Iterator[np.ndarray]) -> Tensor:
+def together(masks: Iterable[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack([*masks], 2))
-
-
-def timed(sides: dict[str, Callable[[], Any]], count: int) -> dict[str, float]:
-    """Milliseconds for each of so many images."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(ROUNDS):
-        for name, run in sides.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    return {name: 1000 * statistics.median(each) / count for name, each in seconds.items()}
 
 
 def main() -> None:
     if not find_spec("gco"):
-        stop("compare_gco needs gco, which is not installed: pip install gco-wrapper, on Python 3.11", 2)
-    try:
-        trainer = make_trainer(composed([*SETTING.split(), *(f"runtime.data_dir={path}" for path in sys.argv[1:])]))
-    except BAD_INPUT as error:
-        stop(one_line(error), 2)
+        sys.exit("compare_gco needs gco, which is not installed: pip install gco-wrapper, on Python 3.11")
+    trainer = make_trainer(composed([*SETTING.split(), *(f"runtime.data_dir={path}" for path in sys.argv[1:])]))
     for _ in range(trainer.epochs):
         trainer.train_epoch()
     method = trainer.regularizers["puzzlemix"]
-    assert isinstance(method, PuzzleMix)
     lines = [line for n in method.blocks for line in rows(trainer, method, n)]
     print(tabulate(lines, COLUMNS, floatfmt=("", "", "", ".1f", ".1e", ".1e", ".1f", "", ".1f", ".3f", ".3f")))
     packages = {name: version(name) for name in ("torch", "gco-wrapper", *["PyMaxflow"] * bool(find_spec("maxflow")))}

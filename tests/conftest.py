@@ -1,22 +1,28 @@
-"""Fixtures of the data tests."""
+"""Fixtures that several files of tests use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from nets import narrowed
+from tables import command, extra  # noqa: F401  fixtures
 
 from experiments import pick, table
-from experiments.spec import Row
+from models import cnn11
 from regularizers.projection import directions
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts slow tests first, those of SLURM before all: else a worker is busy with a long test when the others have finished."""
+    items.sort(key=lambda item: (not item.path.name.startswith("test_slurm"), item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Of torch's, for a module of tests."""
+    """PyTorch computes on one thread in this module: its arrays are small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -25,7 +31,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def untraced() -> Iterator[None]:
-    """Processes that a module of tests starts are left out of the coverage, which makes them slow: they are killed, or copies, anyway."""
+    """Leaves the processes that a module starts out of the coverage, which slows them: they are killed, or do what other tests cover."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
         yield
@@ -33,40 +39,33 @@ def untraced() -> Iterator[None]:
 
 @pytest.fixture
 def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing that a test caches outlives it."""
+    """Puts the cache in the test's own folder, which is also the data folder ""."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)  # the data folder "" is this one
+    monkeypatch.chdir(tmp_path)
     return tmp_path / "home" / "retable"
 
 
 @pytest.fixture
 def few_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PER draws two directions in place of all: for tests that go through many runs, to whose outcome they are nothing."""
+    """PER draws two directions in place of all, for tests that train many runs and do not read what they learn."""
     monkeypatch.setattr("regularizers.per.directions", lambda kind, slices, *more: directions(kind, min(slices, 2), *more))
 
 
 @pytest.fixture
-def one_value(monkeypatch: pytest.MonkeyPatch) -> Callable[[slice], None]:
-    """When called, each grid has one value only, the first or the last: those between differ in a number."""
-
-    def cut(which: slice) -> None:
-        for module in (pick, table):
-            plain = module.choices
-            monkeypatch.setattr(module, "choices", lambda *row, plain=plain: plain(*row)[which])
-
-    return cut
+def one_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each grid has its first value only: the others differ from it in a number."""
+    for module in (pick, table):
+        monkeypatch.setattr(module, "choices", lambda *row, plain=module.choices: plain(*row)[:1])
 
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every row that names one of the larger models has a narrower one: for tests that go through all rows of tables and figures."""
-
-    plain = table.choices
-
-    def choices(row: Row, column: str = "") -> list[tuple[str, list[str]]]:
-        return [(name, [*values, *narrowed(row.overrides)]) for name, values in plain(row, column)]
-
-    monkeypatch.setattr(table, "choices", choices)
+    """Each row that names a large model has a narrow one; CNN-11 has a quarter of its filters."""
+    monkeypatch.setattr(cnn11, "LAYERS", [(filters // 4, *more) for filters, *more in cnn11.LAYERS])
+    plain = pick.choices
+    monkeypatch.setattr(
+        pick, "choices", lambda row, *column: [(name, [*values, *narrowed(row.overrides)]) for name, values in plain(row, *column)]
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Raw data in small, in the official formats, for the data tests."""
+"""Small raw data in the official formats, for the tests of data/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,10 +22,17 @@ from data import tiny_imagenet
 from data.formats import DataError
 
 GREY = {"mnist": "MNIST", "kmnist": "KMNIST", "fmnist": "FashionMNIST", "qmnist": "QMNIST"}
+SMALL = "official archive, 30 training images, 20 test images"  # the variant of what write_idx writes
+PACKED = {
+    "cifar10": "cifar-10-python.tar.gz",
+    "cifar100": "cifar-100-python.tar.gz",
+    "stl10": "stl10_binary.tar.gz",
+    "tiny_imagenet": "tiny-imagenet-200.zip",
+}
 
 
 def error(call: Callable[[], Any]) -> str:
-    """The text of the DataError, which must be one line."""
+    """The text of the DataError, which must be a single line."""
     with pytest.raises(DataError) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -40,6 +47,18 @@ def md5(content: bytes) -> str:
     return hashlib.md5(content).hexdigest()
 
 
+def encoded(array: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def write_files(root: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+
+
 # idx, the format of MNIST and its relatives.
 
 
@@ -50,7 +69,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def idx_files(name: str, train: int = 30, test: int = 20) -> dict[str, bytes]:
-    """The official archive's files in small, with labels 0, 1, .. 9, 0, ..."""
+    """The files of the official archive, with the images pixels(n, 28, 28, seed=n) and the labels 0, 1, .. 9, 0, ..."""
     files = {}
     for split, n in (("train", train), ("test", test)):
         label = np.arange(n) % 10
@@ -64,14 +83,28 @@ def idx_files(name: str, train: int = 30, test: int = 20) -> dict[str, bytes]:
 
 
 def write_idx(root: Path, name: str, packed: bool = False, **sizes: int) -> Path:
-    folder = root / GREY[name] / "raw"
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, content in idx_files(name, **sizes).items():
-        (folder / (file + ".gz" if packed else file)).write_bytes(gzip.compress(content) if packed else content)
+    folder, suffix = root / GREY[name] / "raw", ".gz" if packed else ""
+    files = idx_files(name, **sizes).items()
+    write_files(folder, {file + suffix: gzip.compress(content) if packed else content for file, content in files})
     return folder
 
 
-# CIFAR: pickles in a tar.gz.
+# The colour sets. Their official md5 sums are replaced by those of the small files.
+
+
+class Published(NamedTuple):
+    """files: the extracted files, by path under the data folder; packed: the archive that holds them; splits: images and labels."""
+
+    files: dict[str, bytes]
+    packed: bytes
+    splits: dict[str, tuple[np.ndarray, list[int]]]
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, name: str) -> Published:
+    """Makes small files of the data set pass for the official ones; tests write them where they want them."""
+    if name.startswith("cifar"):
+        return publish_cifar(monkeypatch, name)
+    return {"svhn": publish_svhn, "stl10": publish_stl10, "tiny_imagenet": publish_tiny}[name](monkeypatch)
 
 
 def tar_gz(files: dict[str, bytes]) -> bytes:
@@ -84,126 +117,100 @@ def tar_gz(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def cifar_labels(name: str, count: int) -> list[int]:
-    return [i % 10 for i in range(count)] if name == "cifar10" else [7 * i % 100 for i in range(count)]
-
-
-def cifar_files(name: str) -> dict[str, bytes]:
-    """20 training images (CIFAR-10: 4 in each of 5 batches) and 10 test images: pixels(20, 32, 32, 3), pixels(10, 32, 32, 3)."""
-
-    def batch(images: np.ndarray, labels: list[int]) -> bytes:
-        content: dict[str, Any] = {"data": images.transpose(0, 3, 1, 2).reshape(len(images), -1)}  # rows of red, green, blue planes
-        if name == "cifar10":
-            content["labels"] = labels
-        else:
-            content |= {"fine_labels": labels, "coarse_labels": [label // 5 for label in labels]}
-        return pickle.dumps(content, protocol=2)
-
-    train, labels = pixels(20, 32, 32, 3), cifar_labels(name, 20)
-    test = batch(pixels(10, 32, 32, 3, seed=1), cifar_labels(name, 10))
-    if name == "cifar100":
-        return {"train": batch(train, labels), "test": test, "meta": pickle.dumps({"fine_label_names": []})}
-    parts = {f"data_batch_{k + 1}": batch(train[4 * k : 4 * k + 4], labels[4 * k : 4 * k + 4]) for k in range(5)}
-    return {**parts, "test_batch": test, "batches.meta": pickle.dumps({"label_names": []})}
-
-
-def tell_torchvision(monkeypatch: pytest.MonkeyPatch, official: str, files: dict[str, bytes], packed: bytes) -> None:
-    """Gives torchvision's class the sums of our files in place of the official ones."""
-    import torchvision
-
-    known = getattr(torchvision.datasets, official)
-    for split in ("train_list", "test_list"):
-        here = [[file, md5(files[file]) if file in files else old] for file, old in getattr(known, split)]
-        monkeypatch.setattr(known, split, here)
-    if hasattr(known, "meta"):
-        monkeypatch.setattr(known, "meta", known.meta | {"md5": md5(files[known.meta["filename"]])})
-    monkeypatch.setattr(known, "tgz_md5", md5(packed))
-
-
-def publish_cifar(monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[dict[str, bytes], bytes]:
-    """The files by their path under the data folder, and the tar.gz of them, both of which pass for the official ones."""
-    folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
-    files = cifar_files(name)
-    inside = {f"{folder}/{file}": content for file, content in files.items()}
-    packed = tar_gz({**inside, f"{folder}/readme.html": b"<html>"})
-    tell_torchvision(monkeypatch, name.upper(), files, packed)
-    return inside, packed
-
-
-# SVHN's .mat files, STL10's binaries, Tiny-ImageNet's JPEG files.
-
-
-def publish_svhn(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, bytes], bytes]:
-    from torchvision.datasets import SVHN
-
-    files, entries = {}, dict(SVHN.split_list)
-    for split, n in (("train", 20), ("test", 10)):
-        buffer = io.BytesIO()
-        array = pixels(n, 32, 32, 3, seed=n).transpose(1, 2, 3, 0)  # height, width, channel, image
-        scipy.io.savemat(buffer, {"X": array, "y": np.array([[i % 10 + 1] for i in range(n)], dtype=np.uint8)})  # 10 is digit 0
-        url, file, _ = SVHN.split_list[split]
-        files[f"svhn/{file}"] = buffer.getvalue()
-        entries[split] = [url, file, md5(buffer.getvalue())]
-    monkeypatch.setattr(SVHN, "split_list", entries)
-    return files, b""
-
-
-def publish_stl10(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, bytes], bytes]:
-    files = {}
-    for split, n in (("train", 20), ("test", 10)):
-        array = pixels(n, 96, 96, 3, seed=n).transpose(0, 3, 2, 1)  # planes, each column after column
-        files |= {f"{split}_X.bin": array.tobytes(), f"{split}_y.bin": bytes(i % 10 + 1 for i in range(n))}
-    inside = {f"stl10_binary/{file}": content for file, content in files.items()}
-    packed = tar_gz({"stl10_binary/unlabeled_X.bin": b"large", **inside, "stl10_binary/class_names.txt": b"airplane\n"})
-    tell_torchvision(monkeypatch, "STL10", files, packed)
-    return inside, packed
-
-
-WNIDS = ["n03", "n20", "n11"]  # in the order of wnids.txt, which is not the classes'
-
-
-def tiny_label(split: str, i: int) -> str:
-    """The WordNet id of a made-up image."""
-    return WNIDS[i % 3] if split == "train" else WNIDS[(i // 2) % 3]
-
-
-def tiny_jpeg(split: str, i: int) -> bytes:
-    array = pixels(1, 8, 8, 3, seed=i + 100 * (split == "val"))[0].repeat(8, 0).repeat(8, 1)
-    return encoded(array[..., 0] if i == 4 else array, "JPEG")  # number 4 is grey
-
-
-def publish_tiny(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, bytes], bytes]:
-    files = {"wnids.txt": "\n".join(WNIDS).encode(), "test/images/test_0.JPEG": tiny_jpeg("val", 0)}
-    for i in range(9):
-        wnid = tiny_label("train", i)
-        files[f"train/{wnid}/images/{wnid}_{i}.JPEG"] = tiny_jpeg("train", i)
-        files[f"train/{wnid}/{wnid}_boxes.txt"] = b"0\t0\t1\t1\n"
-    files |= {f"val/images/val_{i}.JPEG": tiny_jpeg("val", i) for i in range(6)}
-    rows = [f"val_{i}.JPEG\t{tiny_label('val', i)}\t0\t32\t44\t62\n" for i in (3, 0, 5, 1, 4, 2)]  # in an order of their own
-    files["val/val_annotations.txt"] = "".join(rows).encode()
-    inside = {f"tiny-imagenet-200/{file}": content for file, content in files.items()}
+def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as packed:
-        for file, content in inside.items():
-            packed.writestr(file, content)
-    monkeypatch.setattr(tiny_imagenet, "COUNTS", {"train": 9, "val": 6})
-    monkeypatch.setattr(tiny_imagenet, "MD5", md5(buffer.getvalue()))
-    return inside, buffer.getvalue()
-
-
-# Encoded images.
-
-
-def encoded(array: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind, **options)
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
     return buffer.getvalue()
 
 
-def write_files(root: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
+def tell_torchvision(monkeypatch: pytest.MonkeyPatch, official: str, files: dict[str, bytes], packed: bytes) -> None:
+    """Gives torchvision's class the md5 sums of these files."""
+    import torchvision
+
+    dataset, names = getattr(torchvision.datasets, official), {Path(path).name: content for path, content in files.items()}
+    for split in ("train_list", "test_list"):
+        sums = [[file, md5(names[file]) if file in names else old] for file, old in getattr(dataset, split)]
+        monkeypatch.setattr(dataset, split, sums)
+    if hasattr(dataset, "meta"):
+        monkeypatch.setattr(dataset, "meta", dataset.meta | {"md5": md5(names[dataset.meta["filename"]])})
+    monkeypatch.setattr(dataset, "tgz_md5", md5(packed))
+
+
+def publish_cifar(monkeypatch: pytest.MonkeyPatch, name: str) -> Published:
+    """Pickles of red, green and blue planes: of CIFAR-10, five training batches of four images; CIFAR-100 has coarse labels too."""
+
+    def batch(images: np.ndarray, labels: list[int]) -> bytes:
+        content: dict[str, Any] = {"data": images.transpose(0, 3, 1, 2).reshape(len(images), -1)}
+        fine = {"fine_labels": labels, "coarse_labels": [label // 5 for label in labels]}
+        return pickle.dumps(content | ({"labels": labels} if name == "cifar10" else fine), protocol=2)
+
+    step, classes = (1, 10) if name == "cifar10" else (7, 100)
+    train, test = ((pixels(n, 32, 32, 3, seed=n), [step * i % classes for i in range(n)]) for n in (20, 10))
+    if name == "cifar10":
+        folder, meta = "cifar-10-batches-py", {"batches.meta": pickle.dumps({"label_names": []})}
+        parts = {f"data_batch_{k + 1}": batch(train[0][4 * k : 4 * k + 4], train[1][4 * k : 4 * k + 4]) for k in range(5)}
+        parts["test_batch"] = batch(*test)
+    else:
+        folder, meta = "cifar-100-python", {"meta": pickle.dumps({"fine_label_names": []})}
+        parts = {"train": batch(*train), "test": batch(*test)}
+    files = {f"{folder}/{file}": content for file, content in (parts | meta).items()}
+    packed = tar_gz({**files, f"{folder}/readme.html": b"<html>"})
+    tell_torchvision(monkeypatch, name.upper(), files, packed)
+    return Published(files, packed, {"train": train, "test": test})
+
+
+def publish_svhn(monkeypatch: pytest.MonkeyPatch) -> Published:
+    from torchvision.datasets import SVHN
+
+    files, entries, splits = {}, dict(SVHN.split_list), {}
+    for split, n in (("train", 20), ("test", 10)):
+        array, buffer = pixels(n, 32, 32, 3, seed=n), io.BytesIO()
+        labels = np.array([[i % 10 + 1] for i in range(n)], dtype=np.uint8)  # 10 is digit 0
+        scipy.io.savemat(buffer, {"X": array.transpose(1, 2, 3, 0), "y": labels})  # height, width, channel, image
+        url, file, _ = SVHN.split_list[split]
+        files[f"svhn/{file}"], entries[split] = buffer.getvalue(), [url, file, md5(buffer.getvalue())]
+        splits[split] = array, [(i + 1) % 10 for i in range(n)]
+    monkeypatch.setattr(SVHN, "split_list", entries)
+    return Published(files, b"", splits)
+
+
+def publish_stl10(monkeypatch: pytest.MonkeyPatch) -> Published:
+    """Planes, column after column, and labels from 1; the unlabelled images have another md5 than torchvision's."""
+    files, splits = {"stl10_binary/unlabeled_X.bin": b"large"}, {}
+    for split, n in (("train", 20), ("test", 10)):
+        array = pixels(n, 96, 96, 3, seed=n)
+        files[f"stl10_binary/{split}_X.bin"] = array.transpose(0, 3, 2, 1).tobytes()
+        files[f"stl10_binary/{split}_y.bin"] = bytes(i % 10 + 1 for i in range(n))
+        splits[split] = array, [i % 10 for i in range(n)]
+    packed = tar_gz({**files, "stl10_binary/class_names.txt": b"airplane\n"})
+    tell_torchvision(monkeypatch, "STL10", {file: content for file, content in files.items() if "unlabeled" not in file}, packed)
+    return Published(files, packed, splits)
+
+
+def publish_tiny(monkeypatch: pytest.MonkeyPatch) -> Published:
+    """Three classes, which wnids.txt has in another order than the sorted one, and annotations in an order of their own."""
+    images = [encoded(array.repeat(8, 0).repeat(8, 1), "JPEG") for array in pixels(15, 8, 8, 3)]
+    images[4] = encoded(pixels(1, 64, 64)[0], "JPEG")  # grey
+    wnids = ["n03", "n20", "n11"]
+    files = {"wnids.txt": "\n".join(wnids).encode(), "test/images/test_0.JPEG": images[0]}
+    for i, wnid in enumerate(wnids * 3):
+        files[f"train/{wnid}/images/{wnid}_{i}.JPEG"] = images[i]
+        files[f"train/{wnid}/{wnid}_boxes.txt"] = b"0\t0\t1\t1\n"
+    files |= {f"val/images/val_{i}.JPEG": images[9 + i] for i in range(6)}
+    rows = [f"val_{i}.JPEG\t{wnid}\t0\t32\t44\t62\n" for i, wnid in zip((3, 0, 5, 1, 4, 2), ("n20", "n03", "n11") * 2, strict=True)]
+    files["val/val_annotations.txt"] = "".join(rows).encode()
+    files = {f"tiny-imagenet-200/{file}": content for file, content in files.items()}
+    packed = zipped(files)
+    monkeypatch.setattr(tiny_imagenet, "COUNTS", {"train": 9, "val": 6})
+    monkeypatch.setattr(tiny_imagenet, "MD5", md5(packed))
+    decoded = np.stack([np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in images])
+    train, test = [0, 3, 6, 2, 5, 8, 1, 4, 7], [9 + i for i in (3, 0, 5, 1, 4, 2)]
+    return Published(files, packed, {"train": (decoded[train], [0, 0, 0, 1, 1, 1, 2, 2, 2]), "test": (decoded[test], [2, 0, 1] * 2)})
+
+
+# Parquet files, as Hugging Face publishes data sets.
 
 
 def write_parquet(path: Path, contents: list[bytes], labels: list[Any], image: str = "img", label: str = "label") -> None:

@@ -11,7 +11,7 @@ TEXT = ("lstm",)
 LONG = ("resnet110", "preact_resnet110")  # resnet56 and preact_resnet20, longer
 IMAGE = [name for name in options("model") if name not in (*TEXT, *LONG)]
 NORMS = [name for name in options("norm") if name != "rbn"]  # which lstm alone takes
-# What these are narrowed by: the whole ones take seconds a step.
+# The whole models take seconds a step.
 NARROW = {
     "preact_resnet18": ["model.width=16"],
     "resnet50": ["model.width=8"],

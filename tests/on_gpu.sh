@@ -90,7 +90,7 @@ fi
 if [ ! -s "$out/bench.txt" ]; then
   # Few steps a round, as a part writes its table at its end only, and half a second for each side of a round is more than there is.
   last=$((SECONDS + limit / 7)) parts=('gpu steps=20' 'end steps=1' 'methods steps=20')
-  [ "$gpu" = True ] || parts=('counts model=net2c method=[vanilla]') # which takes no times
+  [ "$gpu" = True ] || parts=('step model=net2c steps=1') # a few seconds
   for part in "${parts[@]}"; do
     seconds=$(least $((last - SECONDS)) "$(left 25)")
     # shellcheck disable=SC2086 # a part and its overrides

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 from scipy import integrate, stats
 from torch import Generator, Tensor
 
-from regularizers.projection import DIRECTIONS, C, directions, kernel, w1, w1_sampled
+from regularizers.projection import DIRECTIONS, directions, kernel, w1, w1_sampled
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # the arrays are small
 
@@ -33,141 +32,47 @@ def area(x: list[float]) -> float:
     return sum(part(a, b, step) for (a, b), step in zip(itertools.pairwise(ends), steps, strict=True))
 
 
-# the kernel
-
-
-@pytest.mark.parametrize("t", [-3, -1, -0.3, 0, 0.5, 1, 2, 4])
-def test_kernel_is_the_area_beside_phi(t: float) -> None:
-    """P1."""
-    below = integrate.quad(stats.norm.cdf, -40, t, points=[min(t, 0) - 1], epsabs=1e-13, epsrel=1e-13)[0]
-    above = integrate.quad(stats.norm.sf, t, 40, points=[max(t, 0) + 1], epsabs=1e-13, epsrel=1e-13)[0]
-    assert float(kernel(torch.tensor(t, dtype=torch.float64))) == pytest.approx(below + above, abs=1e-12)
-
-
-def test_kernel_s_printed_values() -> None:
-    """Protocol sheet, 1.1.1."""
-    t = torch.tensor([0.0, 1, -1, 2, 3], dtype=torch.float64)
-    assert kernel(t).tolist() == pytest.approx([0.7978845608, 1.1666309412, 1.1666309412, 2.0169814052, 3.0007643086], abs=1e-10)
-    assert pytest.approx(0.7978845608, abs=1e-10) == C
+def test_kernel_is_the_area_beside_phi() -> None:
+    """P1, and the printed values of the protocol sheet, 1.1.1."""
+    for t in (-3, -0.3, 0, 1, 4):
+        below = integrate.quad(stats.norm.cdf, -40, t, points=[min(t, 0) - 1], epsabs=1e-13, epsrel=1e-13)[0]
+        above = integrate.quad(stats.norm.sf, t, 40, points=[max(t, 0) + 1], epsabs=1e-13, epsrel=1e-13)[0]
+        assert float(kernel(torch.tensor(t, dtype=torch.float64))) == pytest.approx(below + above, abs=1e-12)
+    values = torch.tensor([0.0, 1, -1, 2, 3], dtype=torch.float64)
+    assert kernel(values).tolist() == pytest.approx([0.7978845608, 1.1666309412, 1.1666309412, 2.0169814052, 3.0007643086], abs=1e-10)
+    assert kernel(values.float()).tolist() == pytest.approx(kernel(values).tolist(), rel=1e-6)
     far = torch.tensor([-40.0, 1e6], dtype=torch.float64)
     assert kernel(far).tolist() == far.abs().tolist()
-    assert kernel(t.float()).tolist() == pytest.approx(kernel(t).tolist(), rel=1e-6)
 
 
-@pytest.mark.parametrize(("sigma", "printed"), [(0.1, 0.801864), (1.0, 1.128379), (2.0, 1.784124)])
-def test_kernel_of_a_normal(sigma: float, printed: float) -> None:
-    """P11: E l(N(0, sigma^2)) = sqrt(2 / pi) sqrt(1 + sigma^2)."""
-
-    def weighed(t: float) -> float:
-        return float(kernel(torch.tensor(t, dtype=torch.float64))) * stats.norm.pdf(t, scale=sigma)
-
-    found = integrate.quad(weighed, -12 * sigma, 12 * sigma, epsabs=1e-12)[0]
-    assert found == pytest.approx(math.sqrt(2 / math.pi * (1 + sigma**2)), abs=1e-10) and found == pytest.approx(printed, abs=1e-6)
-
-
-def test_kernel_beside_huber_and_pseudo_huber() -> None:
-    """P10."""
-    x = torch.linspace(0, 5, 50_001, dtype=torch.float64, requires_grad=True)
-    loss = kernel(x) - C
-    [slope] = torch.autograd.grad(loss.sum(), x)
-    x, loss = x.detach(), loss.detach()
-    pseudo, huber = (1 + x**2).sqrt() - 1, torch.where(x > 1, x - 0.5, x**2 / 2)
-    assert float((loss - pseudo).abs()[x <= 2].max()) == pytest.approx(0.0477, abs=5e-5)
-    assert float((loss - pseudo).abs().max()) == pytest.approx(0.1031, abs=5e-5)
-    assert float((loss - huber).abs().max()) == pytest.approx(0.2979, abs=5e-5)
-    gaps = [(slope - x / (1 + x**2).sqrt()).abs(), (slope - x.clamp(max=1)).abs()]
-    assert [float(gap.max()) for gap in gaps] == pytest.approx([0.0644, 0.3173], abs=5e-5)
-    assert [float(x[gap.argmax()]) for gap in gaps] == pytest.approx([0.523, 1], abs=1e-3)
-    assert float(slope[1] / x[1]) == pytest.approx(math.sqrt(2 / math.pi), rel=1e-6)
-    assert slope.tolist() == pytest.approx((2 * stats.norm.cdf(x.numpy()) - 1).tolist(), abs=1e-14)
-
-
-# exact W1
-
-
-@pytest.mark.parametrize(
-    "x",
-    [
-        *([float(value) for value in np.random.default_rng(seed).standard_t(3, size=7)] for seed in range(4)),
-        [0.3],
-        [-6.0],
-        [2.0, 2.0],
-        [0.0] * 9,
-        [-1.0, -1.0, 0.5, 0.5, 0.5, 3.0],
-        [5.0, 6.0, 7.0],
-        [-0.1, 0.1],
-        [-9.0, 9.0],
-    ],
-)
-def test_w1_is_the_area(x: list[float]) -> None:
+def test_w1_is_the_area() -> None:
     """P13, with ties, one point, and samples that Phi does not cross."""
-    assert float(w1(torch.tensor(x, dtype=torch.float64))) == pytest.approx(area(x), abs=1e-8)
-
-
-def test_w1_is_scipys_against_a_fine_grid_of_quantiles() -> None:
-    grid = stats.norm.ppf((np.arange(400_000) + 0.5) / 400_000)
-    for seed, n in ((0, 1), (1, 2), (2, 50), (3, 333)):
-        x = np.random.default_rng(seed).gumbel(size=n)
-        assert float(w1(torch.from_numpy(x))) == pytest.approx(stats.wasserstein_distance(x, grid), abs=2e-5)
-
-
-def test_w1_special_cases() -> None:
-    t = torch.tensor([-3.0, -0.4, 0, 1.5], dtype=torch.float64)
-    assert w1(t[:, None]).tolist() == pytest.approx(kernel(t).tolist(), abs=1e-14)  # of one point, and of equal points
-    assert w1(t[:, None].expand(4, 11)).tolist() == pytest.approx(kernel(t).tolist(), abs=1e-12)
-    assert float(w1(torch.zeros(1000))) == pytest.approx(0.7978845608, abs=1e-9)
-    quantiles = torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
-    for sigma in (0.0, 0.5, 1.0, 3.0):  # N(0, sigma^2)
-        assert float(w1(sigma * quantiles)) == pytest.approx(C * abs(sigma - 1), abs=2e-4)
-    assert float(w1(quantiles + 0.7)) == pytest.approx(0.7, abs=2e-4)
+    heavy = np.random.default_rng(0).standard_t(3, size=7).tolist()
+    for x in (heavy, [-6.0], [0.0] * 9, [-1.0, -1.0, 0.5, 0.5, 0.5, 3.0], [5.0, 6.0, 7.0], [-9.0, 9.0]):
+        assert float(w1(torch.tensor(x, dtype=torch.float64))) == pytest.approx(area(x), abs=1e-8)
 
 
 def test_w1_takes_any_order_shape_and_precision() -> None:
     x = torch.randn(2, 3, 40, generator=rng())
-    shuffled = x[..., torch.randperm(40, generator=rng(1))]
-    before = x.clone()
-    found = w1(x)
-    assert found.shape == (2, 3) and found.dtype == torch.float64 and torch.equal(x, before)
-    assert torch.equal(w1(shuffled), found) and torch.equal(w1(-x).round(decimals=12), found.round(decimals=12))
-    assert float(found[1, 2]) == pytest.approx(area([float(one) for one in x[1, 2].double()]), abs=1e-8)
-    far = torch.tensor([[9.5, 9.6, 30], [-1e8, -1e8, -1e8]], dtype=torch.float64)
-    assert w1(far).tolist() == pytest.approx(far.mean(1).abs().tolist(), rel=1e-12)  # all on one side: the distance of the means
+    shuffled, before = x[..., torch.randperm(40, generator=rng(1))], x.clone()
+    distance = w1(x)
+    assert distance.shape == (2, 3) and distance.dtype == torch.float64 and torch.equal(x, before)
+    assert torch.equal(w1(shuffled), distance) and torch.equal(w1(-x).round(decimals=12), distance.round(decimals=12))
+    assert float(distance[1, 2]) == pytest.approx(area(x[1, 2].double().tolist()), abs=1e-8)
+    assert float(w1(torch.full((3,), -1e8))) == pytest.approx(1e8, rel=1e-12)
 
 
-def test_w1_of_draws_falls_as_1_3_over_root_n() -> None:
-    """Protocol sheet, section 4: exact about 1.3 / sqrt N, against draws about 1.8 / sqrt N."""
-    x = torch.randn(200, 1000, generator=rng())
-    assert float(w1(x).mean()) * math.sqrt(1000) == pytest.approx(1.3, abs=0.1)
-    assert float(w1_sampled(x, rng(1)).mean()) * math.sqrt(1000) == pytest.approx(1.8, abs=0.15)
-
-
-def test_w1_sampled_is_scipys_on_the_same_draws() -> None:
+def test_w1_sampled_is_scipy_s_on_the_same_draws() -> None:
     x = torch.randn(3, 50, generator=rng(), dtype=torch.float64) * 2
-    found, drawn = w1_sampled(x, rng(5)), torch.empty(3, 50, dtype=torch.float64).normal_(generator=rng(5))
-    assert found.tolist() == pytest.approx([stats.wasserstein_distance(a, b) for a, b in zip(x.numpy(), drawn.numpy(), strict=True)])
-
-
-def test_the_mean_kernel_bounds_w1() -> None:
-    """P5: with equality for one point and for equal ones."""
-    heavy = torch.distributions.StudentT(torch.tensor(1.5, dtype=torch.float64))
-    torch.manual_seed(0)
-    for n in (1, 2, 5, 40):
-        x = heavy.sample((2000, n)) * torch.rand(2000, 1, dtype=torch.float64) + torch.randn(2000, 1, dtype=torch.float64)
-        room = kernel(x).mean(1) - w1(x)
-        assert (room > -1e-12 * (1 + x.abs().amax(1))).all()
-        assert (room.abs() < 1e-10 * (1 + x.abs().amax(1))).all() == (n == 1)
-
-
-# directions
+    drawn = torch.empty(3, 50, dtype=torch.float64).normal_(generator=rng(5))
+    distances = [stats.wasserstein_distance(a, b) for a, b in zip(x.numpy(), drawn.numpy(), strict=True)]
+    assert w1_sampled(x, rng(5)).tolist() == pytest.approx(distances)
 
 
 @pytest.mark.parametrize("kind", DIRECTIONS)
-@pytest.mark.parametrize("held", [1, 700, 10**9])
-@pytest.mark.parametrize(("slices", "units"), [(1, 1), (5, 3), (64, 7), (65, 200), (130, 1000), (256, 300), (3, 4000)])
-def test_directions_come_in_blocks_and_have_length_one(
-    kind: str, held: int, slices: int, units: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As many at a time as are allowed to be held, one at least."""
+@pytest.mark.parametrize(("held", "slices", "units"), [(1, 5, 3), (700, 1, 1), (700, 65, 200), (10**9, 256, 300), (10**4, 3, 4000)])
+def test_directions_come_in_blocks(kind: str, held: int, slices: int, units: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many vectors at a time as are allowed to be held, at least a single vector, each with its length."""
     monkeypatch.setattr("regularizers.projection.BLOCK", held)
     blocks = list(directions(kind, slices, units, rng()))
     *full, last = (len(v) for v, _ in blocks)
@@ -176,19 +81,16 @@ def test_directions_come_in_blocks_and_have_length_one(
     for v, length in blocks:
         assert v.shape == (len(length), units) and v.dtype == length.dtype == torch.float32
         assert torch.allclose((v / length[:, None]).double().norm(dim=1), torch.ones(len(v), dtype=torch.float64), atol=1e-6, rtol=0)
-    assert len(torch.unique(torch.cat([v for v, _ in blocks]).abs(), dim=0)) == slices  # a block does not repeat the last one
+    assert len(torch.unique(torch.cat([v for v, _ in blocks]).abs(), dim=0)) == slices  # a block does not repeat the previous block
 
 
 @pytest.mark.parametrize("kind", DIRECTIONS)
-def test_directions_are_the_generators(kind: str) -> None:
+def test_directions_are_the_generator_s(kind: str) -> None:
     state = torch.get_rng_state()
-    first, again, other = (torch.cat([v for v, _ in directions(kind, 100, 50, rng(seed))]) for seed in (0, 0, 1))
+    first, again, other = (torch.cat([v for v, _ in directions(kind, 20, 50, rng(seed))]) for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert torch.equal(torch.get_rng_state(), state)  # nothing comes from the global one
-    assert len(torch.unique(first.abs(), dim=0)) == 100
-    generator = rng()
-    one, two = (next(directions(kind, 2, 50, generator))[0] for _ in range(2))
-    assert not torch.equal(one, two)
+    assert torch.equal(torch.get_rng_state(), state)  # nothing comes from the global generator
+    assert len(torch.unique(first.abs())) == (20 * 50 if kind == "gaussian" else 50 + 2 * 19)  # so few numbers are drawn
 
 
 def many(kind: str, draws: int, slices: int, units: int) -> Tensor:
@@ -213,65 +115,26 @@ def test_each_vector_is_standard_normal(kind: str) -> None:
 
 
 def radial(units: int, length: float) -> float:
-    """E l(<h, theta>) over all directions: quadrature of E|t - Z| against the density of one coordinate of theta."""
-    scale = integrate.quad(lambda u: (1 - u * u) ** ((units - 3) / 2), -1, 1)[0]
-
-    def kinked(t: float) -> float:
-        return t * (2 * stats.norm.cdf(t) - 1) + 2 * stats.norm.pdf(t)
-
-    return integrate.quad(lambda u: kinked(length * u) * (1 - u * u) ** ((units - 3) / 2) / scale, -1, 1, epsabs=1e-12)[0]
+    """E l(<h, theta>) over all directions: quadrature of E|t - Z| against the density of a coordinate of theta."""
+    cosine = np.linspace(-1, 1, 20_001)
+    t, density = length * cosine, (1 - cosine**2) ** ((units - 3) / 2)
+    mean = t * (2 * stats.norm.cdf(t) - 1) + 2 * stats.norm.pdf(t)
+    return integrate.simpson(mean * density, x=cosine) / integrate.simpson(density, x=cosine)
 
 
-def relu_map(channels: int, side: int, last: bool) -> Tensor:
-    """A smooth map after a ReLU, each channel with an offset of its own, laid out channels first or last."""
-    x = torch.randn(channels, 1, side + 4, side + 4, generator=rng(3))
-    x = 5 * torch.nn.functional.avg_pool2d(x, 5, 1)[:, 0] + torch.randn(channels, 1, 1, generator=rng(4))
-    return (x.relu().permute(1, 2, 0) if last else x.relu()).flatten()
-
-
-UNITS = 1200
-KINDS: dict[str, Callable[[], Tensor]] = {
-    "constant": lambda: torch.ones(UNITS),
-    "random": lambda: torch.randn(UNITS, generator=rng(2)),
-    "one unit": lambda: torch.eye(1, UNITS)[0],
-    "ReLU map, channels first": lambda: relu_map(12, 10, last=False),
-    "ReLU map, channels last": lambda: relu_map(12, 10, last=True),
-    "units a window apart": lambda: (torch.arange(UNITS) % (UNITS // 256) == 0).float(),
-}
-
-
-@pytest.fixture(scope="module")
-def means() -> dict[str, Tensor]:
-    """For each kind of directions: mean of l(<h, theta>) over 256 slices, [draws, activations]; every h has RMS 1."""
-    h = torch.stack([make() for make in KINDS.values()])
-    h *= math.sqrt(UNITS) / h.norm(dim=1, keepdim=True)
-    found = {}
+def test_slices_have_the_radial_expectation_and_toeplitz_ones_as_little_noise() -> None:
+    """P6, for means of l(<h, theta>) over 256 slices: constant, sparse and random h of RMS 1."""
+    units = 1200
+    h = torch.stack([torch.ones(units), torch.randn(units, generator=rng(2)).relu(), (torch.arange(units) % (units // 256) == 0).float()])
+    h *= math.sqrt(units) / h.norm(dim=1, keepdim=True)
+    expected, variances = radial(units, math.sqrt(units)), {}
     for kind in DIRECTIONS:
         generator, rows = rng(7), []
         for _ in range(400):
-            blocks = directions(kind, 256, UNITS, generator)
+            blocks = directions(kind, 256, units, generator)
             rows.append(torch.cat([kernel((h @ v.T / length).double()) for v, length in blocks], 1).mean(1))
-        found[kind] = torch.stack(rows)
-    return found
-
-
-@pytest.mark.parametrize("kind", DIRECTIONS)
-@pytest.mark.parametrize("place", range(len(KINDS)), ids=KINDS)
-def test_slices_have_the_radial_expectation(kind: str, place: int, means: dict[str, Tensor]) -> None:
-    """P6, whatever h is like."""
-    values = means[kind][:, place]
-    assert float(values.mean()) == pytest.approx(radial(UNITS, math.sqrt(UNITS)), abs=3 * float(values.std()) / math.sqrt(len(values)))
-
-
-@pytest.mark.parametrize("place", range(len(KINDS)), ids=KINDS)
-def test_toeplitz_slices_are_about_as_good_as_gaussian_ones(place: int, means: dict[str, Tensor]) -> None:
-    """Windows of one vector go together a little: at worst (units a window apart) the variance doubles, else it is as before."""
-    ratio = float(means["toeplitz"][:, place].var() / means["gaussian"][:, place].var())
-    assert ratio < (2.5 if list(KINDS)[place] == "units a window apart" else 1.6)
-
-
-def test_toeplitz_draws_few_numbers() -> None:
-    """Fewer than twice the units."""
-    generator, units, slices = rng(), 1000, 256
-    vectors = torch.cat([v for v, _ in directions("toeplitz", slices, units, generator)])
-    assert len(torch.unique(vectors.abs())) == units + units // slices * (slices - 1) < 2 * units
+        means = torch.stack(rows)
+        variances[kind] = means.var(0)
+        assert ((means.mean(0) - expected).abs() < 3 * (variances[kind] / 400).sqrt()).all()
+    # Windows of the same vector are a little correlated: at worst, for units a window apart, the variance doubles.
+    assert (variances["toeplitz"] / variances["gaussian"] < torch.tensor([1.6, 1.6, 2.5])).all()

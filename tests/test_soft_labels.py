@@ -11,57 +11,57 @@ import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
-from test_trainer import buffers, config, data_home, parameters, same, train, trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+from trainers import buffers, config, data_home, parameters, same, train, trainer
 
 from experiments import board, store
 from experiments.config import ConfigError, Runtime
 from experiments.figure import Runs
 from experiments.figures import labels, progress, sweep, targets
-from experiments.soft_labels import SoftLabels
 from experiments.spec import Column, Row, Table
 from experiments.train import folder
 from experiments.train import train as run_training
+from experiments.trainer import Trainer
 
 __all__ = ["data_home"]  # a fixture
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROBE = ["method=lamix", "probe=soft_labels", "probe.samples=40"]
+CNN11 = ["model=cnn11", "++dataset.size=32", "dataset=cifar10", "dataset.source=embedded"]
 
 
-# the probe
+@pytest.fixture(scope="module")
+def measured(one_thread: None, data_home: None) -> Trainer:
+    """Two epochs with the probe."""
+    return train(*PROBE)
 
 
-def test_rows_at_the_start_and_after_each_epoch() -> None:
-    made = train(*PROBE, "probe.bins=20")
-    assert [(row["step"], row["epoch"]) for row in made.rows] == [(0, 0), (5, 1), (10, 2)]
-    for row in made.rows:
-        counts = {name: [row[f"histogram/{name}/{place:02d}"] for place in range(20)] for name in ("target", "global")}
-        assert all(sum(each) == 400 for each in counts.values()) and "histogram/target/20" not in row
-        assert sum(counts["global"][5:]) == 0  # above 0.232
+def test_rows_at_the_start_and_after_each_epoch(measured: Trainer) -> None:
+    rows = measured.rows
+    assert [(row["step"], row["epoch"]) for row in rows] == [(0, 0), (5, 1), (10, 2)]
+    for row in rows:
+        counts = {name: [row[f"histogram/{name}/{place:02d}"] for place in range(100)] for name in ("target", "global")}
+        assert all(sum(values) == 400 for values in counts.values()) and "histogram/target/100" not in row
+        assert sum(counts["global"][24:]) == 0  # above 0.232
         assert 0.1 < row["soft_labels/second"] <= row["soft_labels/first"] <= 0.232 and row["soft_labels/target_largest"] <= 0.6161
-    assert made.rows[0]["soft_labels/first"] != made.rows[1]["soft_labels/first"] != made.rows[2]["soft_labels/first"]
+    assert rows[0]["soft_labels/first"] != rows[1]["soft_labels/first"] != rows[2]["soft_labels/first"]
 
 
-@pytest.mark.parametrize(
-    "words", [["norm=bn"], ["model=cnn11", "++dataset.size=32", "dataset=cifar10", "dataset.source=embedded"]], ids=["bn", "dropout"]
-)
+@pytest.mark.parametrize("words", [[], pytest.param(CNN11, marks=pytest.mark.slow)], ids=["bn", "dropout"])
 def test_measuring_changes_nothing(words: list[str]) -> None:
-    plain, measured = train(*words, "method=lamix"), train(*words, *PROBE)
-    assert same(parameters(plain), parameters(measured)) and same(buffers(plain), buffers(measured))
-    rows = [{key: value for key, value in row.items() if not key.startswith(("soft_labels", "histogram"))} for row in measured.rows[1:]]
-    assert same(plain.rows, rows)
-    assert measured.net.training
+    plain, probed = train(*words, "method=lamix", epochs=1), train(*words, *PROBE, epochs=1)
+    assert same(parameters(plain), parameters(probed)) and same(buffers(plain), buffers(probed))
+    rows = [{key: value for key, value in row.items() if not key.startswith(("soft_labels", "histogram"))} for row in probed.rows[1:]]
+    assert same(plain.rows, rows) and probed.net.training
 
 
-def test_values_by_hand() -> None:
-    made = train(*PROBE, "norm=none", epochs=1)
-    probe, method = made.probe, made.regularizers["lamix"]
-    assert isinstance(probe, SoftLabels)
-    seen = {}
+def test_values_by_hand(measured: Trainer) -> None:
+    method, seen = measured.regularizers["lamix"], {}
     joined = method.joined
     method.joined = lambda local, h: seen.update(local=local, h=h) or joined(local, h)
-    row = probe.measure(made, 1)
+    row = measured.probe.measure(measured, 2)
     method.joined = joined
-    assert same(row, probe.measure(made, 1)) and row["soft_labels/first"] == made.rows[-1]["soft_labels/first"]
+    assert same(row, {key: value for key, value in measured.rows[-1].items() if key in row})
     u = (seen["h"] @ method.head.weight.T + method.head.bias).detach().double()
     e = torch.exp(1 / (1 + torch.exp(-u)))
     p = (e / e.sum(1, keepdim=True)).numpy()
@@ -76,54 +76,43 @@ def test_values_by_hand() -> None:
     assert 20 < two.sum() < 40  # a tenth of the pairs are of one class
 
 
-@pytest.mark.parametrize(
-    "words", [["method=mixup"], ["method=lamix", "method.lamix.beta=1"], ["method=lamix", "method.lamix.global_label=uniform"]]
-)
-def test_without_a_learned_label_there_is_nothing_to_measure(words: list[str]) -> None:
-    made = trainer(*words, "probe=soft_labels")
-    with pytest.raises(ConfigError, match="probe: soft_labels looks at the label that method lamix learns, and this run has none"):
-        made.train_epoch()
-
-
-def test_a_probe_that_is_not_for_a_run_is_bad_input_and_no_failed_run(tmp_path: Path) -> None:
-    cfg = config("method=mixup", "probe=soft_labels", f"runtime.runs={tmp_path}")
-    with pytest.raises(ConfigError, match=r"^probe: soft_labels looks at the label"):
-        run_training(cfg)
-    assert folder(cfg).state == "missing" and not folder(cfg).error()
+def test_a_run_without_a_learned_label_is_bad_input_and_no_failed_run(tmp_path: Path) -> None:
+    for words in (["method=mixup"], ["method=lamix", "method.lamix.beta=1"], ["method=lamix", "method.lamix.global_label=uniform"]):
+        cfg = config(*words, "probe=soft_labels", f"runtime.runs={tmp_path}")
+        with pytest.raises(ConfigError, match=r"^probe: soft_labels looks at the label that method lamix learns, and this run has none"):
+            run_training(cfg)
+        assert folder(cfg).state == "missing" and not folder(cfg).error()
 
 
 def test_tensorboard_gets_histograms(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from torch.utils.tensorboard import SummaryWriter
-
     writer = SummaryWriter(str(tmp_path))
     board.add(writer, {"step": 7.0, "epoch": 1.0, "test/ce": 0.5, "histogram/p/00": 3.0, "histogram/p/01": 0.0, "histogram/p/02": 1.0})
     writer.close()
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
+    events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["scalars"] == ["test/ce"] and events.Tags()["histograms"] == ["histogram/p"]
-    [one] = events.Histograms("histogram/p")
-    value = one.histogram_value
-    assert one.step == 7 and (value.num, value.sum) == (4, pytest.approx(3 / 6 + 5 / 6))
+    [event] = events.Histograms("histogram/p")
+    value = event.histogram_value
+    assert event.step == 7 and (value.num, value.sum) == (4, pytest.approx(3 / 6 + 5 / 6))
     assert list(value.bucket_limit) == pytest.approx([1 / 3, 2 / 3, 1]) and list(value.bucket) == [3, 0, 1]
-
-
-# the figures
 
 
 def runs(tmp_path: Path, rows: list[Row], evaluations: dict[str, list[dict[str, float]]], seeds: list[int]) -> Runs:
     """One column, one run for each row, choice and seed: its evaluations are those of "row choice seed"."""
     done, lines = {}, []
-    for name, each in evaluations.items():
+    for name, written in evaluations.items():
         row, choice, seed = name.split("/")
         run = store.Run(tmp_path / name.replace("/", "-"))
         run.path.mkdir(parents=True)
-        run.log(each)
+        run.log(written)
         run.finish({})
         done[run.path.name] = run
         lines.append({"row": row, "choice": choice, "column": "ACC", "seed": int(seed), "id": run.path.name})
     table = Table("t", columns={"ACC": Column("test/accuracy")}, rows=rows, seeds=seeds)
     return Runs(table, pd.DataFrame(lines), done, OmegaConf.structured(Runtime))
+
+
+def accuracy(value: float) -> list[dict[str, float]]:
+    return [{"step": 1, "epoch": 1, "test/accuracy": value}]
 
 
 def test_targets_are_means_over_the_steps_of_each_kind(tmp_path: Path) -> None:
@@ -148,37 +137,28 @@ def test_targets_are_means_over_the_steps_of_each_kind(tmp_path: Path) -> None:
     means = drawing.numbers.query("kind == 'mixed' and seed == 1")["value"]
     assert drawing.lines[0] == "LaMix, mixed: " + ", ".join(f"{value:.3f} ± 0.000" for value in means)
     with pytest.raises(ConfigError, match="no run has targets of method lamix"):
-        targets.draw(runs(tmp_path / "x", [Row("plain")], {"plain//1": [{"step": 1, "epoch": 1, "test/accuracy": 1}]}, [1]))
+        targets.draw(runs(tmp_path / "x", [Row("plain")], {"plain//1": accuracy(1)}, [1]))
 
 
-def test_labels_are_drawn_as_shares(tmp_path: Path) -> None:
-    made = train(*PROBE)
-    drawing = labels.draw(runs(tmp_path, [Row("LaMix")], {"LaMix//1": made.rows}, [1]))
+def test_labels_are_drawn_as_shares(tmp_path: Path, measured: Trainer) -> None:
+    drawing = labels.draw(runs(tmp_path, [Row("LaMix")], {"LaMix//1": measured.rows}, [1]))
     drawn = drawing.picture.axes[1].collections[0].get_array()
-    counts = np.array([[row[f"histogram/global/{place:02d}"] for place in range(100)] for row in made.rows])
+    counts = np.array([[row[f"histogram/global/{place:02d}"] for place in range(100)] for row in measured.rows])
     np.testing.assert_allclose(drawn.filled(0), counts / 400)
-    first, last = (made.rows[i] for i in (1, -1))
+    first, last = (measured.rows[i] for i in (1, -1))
     assert f"{first['soft_labels/first']:.3f} and {first['soft_labels/second']:.3f}" in drawing.lines[0]
     grew = sum(last[key] - first[key] for key in ("soft_labels/first", "soft_labels/second")) > 0
     assert drawing.lines[2].endswith(": seen" if grew else ": not seen")
-    low, high = drawing.picture.axes[0].get_ylim()
-    assert (low, high) == (2.5, -0.5)  # from top to bottom
+    assert drawing.picture.axes[0].get_ylim() == (2.5, -0.5)  # from top to bottom
     with pytest.raises(ConfigError, match="its base needs probe=soft_labels"):
-        labels.draw(runs(tmp_path / "x", [Row("plain")], {"plain//1": [{"step": 1, "epoch": 1, "test/accuracy": 1}]}, [1]))
-
-
-def accuracy(value: float) -> list[dict[str, float]]:
-    return [{"step": 1, "epoch": 1, "test/accuracy": value}]
+        labels.draw(runs(tmp_path / "x", [Row("plain")], {"plain//1": accuracy(1)}, [1]))
 
 
 def test_a_sweep_is_bars_and_lines(tmp_path: Path) -> None:
-    rows = [
-        Row("swept", grid={"method.x.beta": [0.1, 0.5, 1]}, paper={"0.5": {"ACC": 80.5}}),
-        Row("other", paper={"ACC": 70.0}),
-    ]
-    values = {"swept/0.1/1": 60, "swept/0.1/2": 62, "swept/0.5/1": 70, "swept/0.5/2": 74, "swept/1/1": 69, "swept/1/2": 69}
-    values |= {"other//1": 75, "other//2": 76}
-    made = runs(tmp_path, rows, {name: accuracy(value) for name, value in values.items()}, [1, 2])
+    swept = Row("swept", grid={"method.x.beta": [0.1, 0.5, 1]}, paper={"0.5": {"ACC": 80.5}})
+    rows = [swept, Row("other", paper={"ACC": 70.0})]
+    values = {"swept/0.1": (60, 62), "swept/0.5": (70, 74), "swept/1": (69, 69), "other/": (75, 76)}
+    made = runs(tmp_path, rows, {f"{name}/{seed}": accuracy(pair[seed - 1]) for name, pair in values.items() for seed in (1, 2)}, [1, 2])
     drawing = sweep.draw(made, "beta", plateau=[0.5, 1])
     assert drawing.lines[:4] == [
         "beta = 0.1: 61.00 ± 1.41, 0.5: 72.00 ± 2.83, 1: 69.00 ± 0.00",
@@ -196,19 +176,11 @@ def test_a_sweep_is_bars_and_lines(tmp_path: Path) -> None:
 
 def test_a_long_training_with_its_floor(tmp_path: Path) -> None:
     """The loss minus the entropy of its target; without a soft target that is 0."""
-    curves = {
-        name: [
-            {
-                "step": e,
-                "epoch": e,
-                "train/ce": loss + 1 / e,
-                "test/accuracy": 90 - abs(e - 20),
-                **({"train/target_entropy": loss} if loss else {}),
-            }
-            for e in range(1, 41)
-        ]
-        for name, loss in (("LaMix//1", 1.5), ("Mixup//1", 0.3), ("plain//1", 0.0))
-    }
+    curves: dict[str, list[dict[str, float]]] = {}
+    for name, floor in (("LaMix//1", 1.5), ("Mixup//1", 0.3), ("plain//1", 0.0)):
+        entropy = {"train/target_entropy": floor} if floor else {}
+        rows = [{"step": e, "epoch": e, "train/ce": floor + 1 / e, "test/accuracy": 90 - abs(e - 20)} for e in range(1, 41)]
+        curves[name] = [row | entropy for row in rows]
     drawing = progress.draw(runs(tmp_path, [Row("LaMix"), Row("Mixup"), Row("plain")], curves, [1]))
     divergence = drawing.numbers.query("metric == 'divergence'").groupby("row")["value"].apply(list)
     assert all(values == pytest.approx([1 / e for e in range(1, 41)]) for values in divergence)

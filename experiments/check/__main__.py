@@ -134,8 +134,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], int, str, Path]:
 
 def place(asked: str) -> str:
     """The torch device of this name. Raises ConfigError if there is none."""
-    from experiments.bench.configs import composed
-    from experiments.devices import device
+    from experiments.compose import composed
+    from experiments.launching.devices import device
 
     return device(composed([f"runtime.device={asked}"]).runtime)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -12,16 +12,16 @@ from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.bundle import Batch, Bundle
 from data.text import Corpus, Text
-from experiments.bench.counts import count
 from experiments.check.processes import time_left
 from experiments.cli import CONF
+from experiments.compose import compose
 from experiments.config import build, resolve
 from experiments.identity import run_id
-from experiments.launch import compose
 from experiments.length import Length
 from experiments.paper import papers
 from experiments.pick import choices, variants
@@ -29,6 +29,8 @@ from experiments.spec import Table
 from regularizers.base import Pass, Regularizer
 
 OTHER_CALLS = 10  # of a step besides forward and backward, 6 to 18: the batch, its augmentation, clipping, the fused optimizer, sums
+# Besides views: allocations, the profiler's marks, and two views that torch does not call so.
+NO_WORK = ("empty", "new_empty", "_record_function", "_unsafe_view", "as_strided_")
 TURNS = 100  # steps whose passes are averaged: a method may make them in turn, or by chance
 Words = tuple[str, ...]
 
@@ -188,8 +190,8 @@ def work(model: str, *shape: int) -> tuple[float, int, int, int]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy CPU several would wait for each other, longer than these small operations take
     with FlopCounterMode(display=False) as products:
-        forward, _ = count(lambda: logits.append(net(x)))
-    backward, _ = count(lambda: cross_entropy(logits[0].flatten(0, -2), y).backward())
+        forward = calls(lambda: logits.append(net(x)))
+    backward = calls(lambda: cross_entropy(logits[0].flatten(0, -2), y).backward())
     torch.set_num_threads(threads)
     hidden = net.classifier.in_features * (shape[0] if text else 1)
     flop = products.get_total_flops() / 2 - 2 * hidden * 2
@@ -197,3 +199,18 @@ def work(model: str, *shape: int) -> tuple[float, int, int, int]:
         layers = [layer for layer in net.features.modules() if not isinstance(layer, nn.Embedding)]
         flop = 2 * shape[0] * sum(p.numel() for layer in layers for p in layer.parameters(recurse=False) if p.dim() == 2)
     return flop, hidden, forward, backward
+
+
+def calls(step: Callable[[], object]) -> int:
+    """How many operations a step sends to the device; torch's dispatcher sees them below autograd."""
+    found = 0
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal found
+            found += not (func.is_view or func.overloadpacket.__name__.startswith(NO_WORK))
+            return func(*args, **(kwargs or {}))
+
+    with Counter():
+        step()
+    return found

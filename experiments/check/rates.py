@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import torch
+import functools
+from collections.abc import Callable
 
-from experiments.bench.configs import composed
-from experiments.bench.gpu import LAUNCHES, launches, lstm, recorded
-from experiments.bench.sides import Side, convolution, suite
+import torch
+from torch import nn
+
+from experiments.bench.measure import Side, suite
 from experiments.check.processes import Result
+from experiments.compose import composed
+from experiments.graph import aside, record
 
 FORMATS = {"fp32": (torch.float32, False), "tf32": (torch.float32, True), "bf16": (torch.bfloat16, False)}
 STREAMS = (1, 4, 16)
+LAUNCHES = 1000
 
 
 def fastest(side: Side, rounds: int = 3, least: float = 0.1) -> float:
@@ -43,8 +48,7 @@ def rate(case: str, device: str) -> Result:
         return streams(place)
     if what == "convolution":
         batch = 150 if device != "cpu" else 16
-        side, gflop = convolution(batch, 128, 32, place, *FORMATS[rest])
-        flops = 1e9 * gflop / fastest(side)
+        flops = 1e9 * gflop(batch, 128, 32) / fastest(convolution(batch, 128, 32, place, *FORMATS[rest]))
         return Result(None, f"{flops / 1e9:,.0f} GFLOP/s, 3x3, 128 channels, 32x32, batch {batch}", {"flops": flops})
     if what == "lstm":
         seconds = fastest(lstm(FORMATS[rest][0], place))
@@ -71,3 +75,50 @@ def streams(device: torch.device) -> Result:
         found[f"{count} streams"] = count * LAUNCHES / fastest(Side(step, device))
     text = ", ".join(f"{value / 1e6:.2f} M/s on {name}" for name, value in found.items())
     return Result(None, f"small kernels: {text}", found)
+
+
+def launches(device: torch.device) -> Side:
+    """Many operations on one number."""
+    number = torch.zeros(1, device=device)
+
+    def step() -> None:
+        for _ in range(LAUNCHES):
+            number.add_(1)
+
+    return Side(step, device)
+
+
+def recorded(side: Side) -> Side:
+    """The same side, replayed from a CUDA graph."""
+
+    def work() -> None:
+        side.step()
+
+    @functools.cache
+    def replay() -> Callable[[], None]:
+        aside(work)
+        return record(work, []).replay
+
+    return Side(lambda: replay()(), side.device)
+
+
+def convolution(
+    batch: int, channels: int, size: int, device: torch.device, dtype: torch.dtype = torch.bfloat16, tf32: bool = False
+) -> Side:
+    """A 3x3 convolution on [batch, channels, size, size], channels_last, as many channels out."""
+    options = {"dtype": dtype, "device": device}
+    x = torch.randn(batch, channels, size, size, **options).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    weight = torch.randn(channels, channels, 3, 3, **options).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Side(torch.no_grad()(lambda: nn.functional.conv2d(x, weight, padding=1)), device, tf32)
+
+
+def gflop(batch: int, channels: int, size: int) -> float:
+    """The products and sums of such a convolution, in 1e9."""
+    return 2 * 9 * batch * channels**2 * size**2 / 1e9
+
+
+def lstm(dtype: torch.dtype, device: torch.device) -> Side:
+    """Forward and backward of the language models' two layers: 35 words, 20 rows."""
+    net = nn.LSTM(650, 650, 2, device=device, dtype=dtype)
+    x = torch.randn(35, 20, 650, device=device, dtype=dtype, requires_grad=True)
+    return Side(lambda: net(x)[0].sum().backward(), device)

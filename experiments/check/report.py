@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from tabulate import tabulate
 
-from experiments.bench.machine import units
 from experiments.provenance import commit, device_name
 
 LATE = "no time was left"
@@ -38,6 +39,15 @@ def machine(device: str) -> dict[str, Any]:
         about |= {"cuDNN": torch.backends.cudnn.version(), "driver": driver()}
     about |= {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
     return about | {"torch": torch.__version__, "python": platform.python_version(), **commit()}
+
+
+def units() -> str:
+    """What the CPU has for bfloat16: on one without, bf16 is slower than fp32."""
+    info = Path("/proc/cpuinfo")
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)", info.read_text(), re.M) if info.exists() else None
+    names = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX", "bf16": "BF16"}
+    found = [name for flag, name in names.items() if flags and flag in flags[1].split()]
+    return "+".join(found) or ("none" if flags else "unknown")
 
 
 def driver() -> str:

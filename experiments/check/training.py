@@ -13,11 +13,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from experiments.apart import apart
-from experiments.bench.configs import composed
 from experiments.check.draws import DrawnOnCPU
 from experiments.check.processes import Result
+from experiments.compose import composed
 from experiments.config import options
+from experiments.launching.processes import apart
 from experiments.train import folder, make_trainer, train
 from experiments.trainer import Trainer
 

@@ -9,10 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure as Picture
 from omegaconf import DictConfig
 
-from experiments.bench.configs import VARIANTS, Asked, on_gpu, split
-from experiments.bench.machine import machine
-from experiments.bench.sides import compare, suite
+from experiments.bench.measure import Asked, compare, machine, split, suite
 from experiments.figure import Drawing, canvas
+from experiments.launching.devices import device
 from experiments.train import make_trainer
 
 
@@ -23,17 +22,17 @@ def draw(overrides: list[str], rows: dict[str, dict[str, Any]], model: str, gpu_
     shows what chance alone does. A profile that limits an epoch's steps limits the rounds to as many, of one step each, and the batch
     to a tenth of its images.
     """
-    chosen, common, own = split(overrides)
+    methods, common = split(overrides)
     cfg = Asked(common).cfg(model)
     batch, steps = gpu_batch if on_gpu(cfg) else cpu_batch, None
     if cfg.profile.steps is not None:
         batch, rounds, steps = max(4, (cfg.profile.train or 10 * batch) // 10), max(2, min(rounds, cfg.profile.steps)), 1
-    asked = Asked([f"batch_size={batch}", *common], [], own, rounds, steps)
+    asked = Asked([f"batch_size={batch}", *common], methods, rounds, steps)
     plain = asked.cfg(model)
     found = []
     for name, row in rows.items():
-        if name == "vanilla" or name in chosen or VARIANTS.get(name, ("", ()))[0] in chosen:
-            cfg = asked.method(model, name)
+        cfg = asked.method(model, name)
+        if name == "vanilla" or {*(cfg.method or {"vanilla": None})} <= {*methods}:
             timed = compare("", name, "vanilla", "", (suite(cfg), suite(plain)), asked)
             printed = {"paper_seconds": row.get("seconds", math.nan), "paper_parameters": row.get("parameters", "")}
             ours = {"ratio": timed["ratio"], "q1": timed["q1"], "q3": timed["q3"], "ms": timed["ms a"], "vanilla_ms": timed["ms b"]}
@@ -46,6 +45,10 @@ def draw(overrides: list[str], rows: dict[str, dict[str, Any]], model: str, gpu_
     kind = "GPU" if on_gpu(plain) else "CPU"
     setting = f"batch {plain.batch_size} on a {kind}, {plain.precision}, {plain.step}, median of {rounds} paired rounds"
     return Drawing(picture(numbers, setting), numbers.assign(**about), lines(numbers, about, setting), table(numbers))
+
+
+def on_gpu(cfg: DictConfig) -> bool:
+    return device(cfg.runtime) != "cpu"
 
 
 def parameters(cfg: DictConfig) -> int:

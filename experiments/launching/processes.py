@@ -1,14 +1,12 @@
-"""Runs in processes of their own: what ends one (a CUDA failure, a lack of memory, a kill) ends nothing else."""
+"""Runs in processes of their own: a CUDA failure, a lack of memory or a kill ends one run, and the others go on."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from threading import Lock
 
 from omegaconf import DictConfig
 
@@ -18,31 +16,6 @@ from experiments.identity import run_dir
 
 # Imported once, in a process from which those of the runs are forked: seconds saved at each. It touches no GPU and starts no thread.
 PRELOADED = ["experiments.trainer", "experiments.board", "experiments.provenance"]
-
-
-def side_by_side(task: Callable[[DictConfig], None], runs: Iterable[Callable[[], DictConfig]], places: int) -> list[Exception | None]:
-    """`task` on the config that each of `runs` returns, so many at a time. Returns what each raised, TimeUp after the time box's end."""
-    composing = Lock()
-
-    def one(run: Callable[[], DictConfig]) -> Exception | None:
-        try:
-            with composing:
-                cfg = run()
-            if timebox.left(cfg.runtime) <= 0:
-                raise timebox.TimeUp("not started")
-            apart(task, cfg)
-        except Exception as error:
-            return error
-        return None
-
-    pool = ThreadPoolExecutor(places)
-    try:
-        return list(pool.map(one, runs))
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.kill()
-        raise
 
 
 def apart(task: Callable[[DictConfig], None], cfg: DictConfig) -> None:
@@ -84,3 +57,9 @@ def _run(task: Callable[[DictConfig], None], cfg: DictConfig, there: Connection)
             error = raised
         with contextlib.suppress(BrokenPipeError):  # who asked was killed
             there.send(error)
+
+
+def kill_all() -> None:
+    """Kill the processes that this one has started by multiprocessing: those of `apart`."""
+    for process in multiprocessing.active_children():
+        process.kill()

@@ -18,6 +18,21 @@ WAIT_SECONDS = 1.0
 held: list[IO[bytes]] = []  # the places that this process has, until it ends
 
 
+def cores() -> int:
+    """The cores that this process may use; on a cluster those that its job was given."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
+    return int(given or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+def uses_gpu(runtime: DictConfig) -> bool:
+    """Whether a run with this `runtime` is trained on a GPU."""
+    if runtime.device == "cpu":
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def places(runtime: DictConfig) -> int:
     """How many runs `runtime` lets this machine train at a time."""
     return len(runtime.devices or [0]) * runtime.runs_per_device
@@ -48,12 +63,12 @@ def device(runtime: DictConfig, claim: bool = False) -> str:
 
 
 def take(names: Mapping[int, str], runs_per_device: int, folder: Path | None = None, over: Callable[[], bool] = lambda: False) -> int:
-    """Waits for a free place on one of these GPUs, and takes it for as long as this process lives; on the emptiest of them.
+    """Waits for a free place on the emptiest of these GPUs, and takes it for as long as this process lives.
 
     Raises TimeUp when none is free before the time is `over`.
 
-    names: index -> what the GPU is called whoever looks: under SLURM each job's GPU has the index 0. A place is a locked file of this
-    user's on this machine, so that it is free again however a run ends.
+    names: index -> a name of the GPU that is the same for every process: under SLURM each job's GPU has the index 0. A place is a file
+    in this user's temporary folder that a process has locked, so that the place is free again however a run ends.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"retable-{os.getuid()}"
     folder.mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ from trainers import data_home
 
 __all__ = ["data_home"]  # a fixture
 
-# The ATen operations that torch.use_deterministic_algorithms(True) refuses on a GPU, by its docstring in torch 2.15 and earlier releases.
+# The ATen operations that torch.use_deterministic_algorithms(True) refuses on a GPU. Source: its docstring, up to torch 2.15.
 REFUSED = re.compile(
     "put|histc|nanmedian|kthvalue|max_unpool[23]d|nll_loss2d_(for|back)ward|_ctc_loss_backward|_cudnn_ctc_loss"
     "|(grid_sampler_[23]d|avg_pool3d|max_pool3d_with_indices|_adaptive_avg_pool[23]d|adaptive_max_pool2d|fractional_max_pool[23]d"

@@ -24,8 +24,8 @@ from experiments import cli, store, train
 pytestmark = pytest.mark.usefixtures("untraced")
 RUN = ["dataset=digits", "dataset.train=100", "epochs=4", "schedule.at=[2]", "batch_size=20"]
 SWEEP = [*RUN, "method=[itdm_c],[itdm_c,puzzlemix,lamix,cutmix,mixup]", "method.itdm_c.weight=0.2,0.6"]
-# The file of which a kill leaves a half, the how many-th of this name it is, and the epochs between two checkpoints: if two, metrics are
-# ahead of the checkpoint.
+# (file, n, every): the process is killed when the n-th file of this name is half written. Checkpoints are `every` epochs apart; with two
+# the metrics are ahead of the checkpoint.
 KILLS = [
     *[("config.yaml", 1, 1), ("checkpoint.pt", 1, 1), ("progress.json", 2, 1), ("checkpoint.pt", 2, 1), ("metrics.csv", 2, 2)],
     *[("result.json", 1, 1), ("metrics.csv", 4, 2), ("checkpoint.pt", 2, 2), ("result.json", 1, 1)],

@@ -1,4 +1,4 @@
-"""The time box: which runs it starts, where a run ends, what it prints; the same command continues to the bits of a run without a box."""
+"""The time box: which runs it starts, where a run ends, what it prints. The same command then ends with the bits of an unlimited run."""
 
 from __future__ import annotations
 

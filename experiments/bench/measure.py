@@ -43,9 +43,9 @@ VARIANTS = {
 NOISY = 0.1  # interquartile range over median: a ratio beyond it is not fit to be published
 SECONDS = 0.5  # of a side in a round
 COLUMNS = ("id", "what", "over", "ratio", "q1", "q3", "good", "met", "ms a", "ms b", "note")
-MEANING = """ratio: the time of `what` (a) divided by that of `over` (b), the median of the rounds' ratios between its quartiles; in rows
-whose note has rates: a's rate divided by b's. good: the target for the ratio (with a: for a's ms), or the better direction. The
-targets are for two CPU cores. noisy: the quartiles lie more than a tenth of the median apart."""
+MEANING = """ratio: the time of `what` (a) divided by the time of `over` (b). Where the note has rates: a's rate divided by b's. It is the
+median of the rounds' ratios; q1 and q3 are their quartiles. noisy: these lie more than a tenth of the median apart. good: the target
+for the ratio (with a: for a's ms), or the better direction. Targets are for two CPU cores."""
 Row = dict[str, Any]
 
 
